@@ -6,9 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-pub mod goals;
+mod commands;
+mod goals;
 pub mod harness;
 pub mod load;
-pub mod performance;
-pub mod report;
-pub mod stats;
+mod report;
+mod stats;
+
+pub use commands::main;

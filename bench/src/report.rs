@@ -1,13 +1,13 @@
 //! Results, for programs (JSON), for readers (a table, Markdown) and for the eye (SVG).
 
-pub mod chart;
-pub mod flamegraph;
+pub(crate) mod chart;
+pub(crate) mod flamegraph;
 mod metric;
 mod model;
-pub mod page;
-pub mod stages;
+pub(crate) mod page;
+pub(crate) mod stages;
 mod table;
 
-pub use metric::{Better, Metric, USAGE, higher, lower, neither};
-pub use model::{CaseReport, MetricSummary, Report, Run, Settings, TunnelReport};
-pub use table::Table;
+pub(crate) use metric::{Metric, USAGE, higher, lower, neither};
+pub(crate) use model::{CaseReport, Report, Run, Settings, TunnelReport};
+pub(crate) use table::Table;

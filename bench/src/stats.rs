@@ -9,20 +9,17 @@ use serde::{Deserialize, Serialize};
 /// What repeated measurements of one thing come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// The middle value; the mean of the two middle ones of an even number.
-    pub median: f64,
-    /// The smallest.
-    pub min: f64,
-    /// The largest.
-    pub max: f64,
-    /// How many there were.
-    pub samples: usize,
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+    pub(crate) samples: usize,
 }
 
 impl Summary {
     /// Of at least one value; `None` of none. Values that are no numbers are left out.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().filter(|it| it.is_finite()).collect();
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
@@ -36,7 +33,7 @@ impl Summary {
 
     /// Half the distance between the extremes, in percent of the median: the `±` of a table. Zero
     /// for a median of zero.
-    pub fn spread_percent(&self) -> f64 {
+    pub(crate) fn spread_percent(&self) -> f64 {
         if self.median == 0.0 {
             return 0.0;
         }
@@ -56,7 +53,7 @@ fn median_of_sorted(values: &[f64]) -> f64 {
 /// How many times as large `ours` is as `baseline`: the median over the rounds of the ratio within
 /// a round. What slows a whole round, because the machine is shared, cancels out. `None` if no
 /// round has both.
-pub fn paired_ratio(ours: &[Option<f64>], baseline: &[Option<f64>]) -> Option<f64> {
+pub(crate) fn paired_ratio(ours: &[Option<f64>], baseline: &[Option<f64>]) -> Option<f64> {
     let ratios = ours
         .iter()
         .zip(baseline)
@@ -71,52 +68,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_odd_number_has_a_middle() {
-        let summary = Summary::of([3.0, 1.0, 2.0]).expect("values");
-        assert_eq!((summary.median, summary.min, summary.max), (2.0, 1.0, 3.0));
-        assert_eq!(summary.spread_percent(), 50.0);
-    }
-
-    #[test]
-    fn an_even_number_has_two() {
-        assert_eq!(
-            Summary::of([4.0, 1.0, 2.0, 8.0]).map(|it| it.median),
-            Some(3.0)
-        );
-    }
-
-    #[test]
-    fn one_value_has_no_spread() {
-        let summary = Summary::of([7.0]).expect("a value");
-        assert_eq!((summary.median, summary.spread_percent()), (7.0, 0.0));
-    }
-
-    #[test]
-    fn none_and_what_is_no_number_come_to_nothing() {
+    fn the_median_and_half_the_distance_of_the_extremes_sum_values_up() {
+        for (values, median, min, max, spread) in [
+            (&[3.0, 1.0, 2.0][..], 2.0, 1.0, 3.0, 50.0),
+            (&[4.0, 1.0, 2.0, 8.0], 3.0, 1.0, 8.0, 350.0 / 3.0),
+            (&[7.0], 7.0, 7.0, 7.0, 0.0),
+            // A median of zero has no relative spread.
+            (&[0.0, 0.0, 5.0], 0.0, 0.0, 5.0, 0.0),
+        ] {
+            let it = Summary::of(values.iter().copied()).expect("values");
+            assert_eq!((it.median, it.min, it.max), (median, min, max));
+            assert!((it.spread_percent() - spread).abs() < 1e-9, "{it:?}");
+        }
         assert_eq!(Summary::of([]), None);
         assert_eq!(Summary::of([f64::NAN, f64::INFINITY]), None);
     }
 
     #[test]
-    fn a_median_of_zero_has_no_relative_spread() {
-        let summary = Summary::of([0.0, 0.0, 5.0]).expect("values");
-        assert_eq!(summary.spread_percent(), 0.0);
-    }
-
-    #[test]
-    fn ratios_are_taken_within_a_round() {
+    fn ratios_are_taken_within_rounds_that_have_both() {
         // The second round was slow for both: the ratio is 2 in each.
         let (ours, baseline) = ([Some(20.0), Some(2.0)], [Some(10.0), Some(1.0)]);
         assert_eq!(paired_ratio(&ours, &baseline), Some(2.0));
-    }
-
-    #[test]
-    fn rounds_that_lack_one_are_passed_over() {
         let ours = [Some(30.0), None, Some(8.0)];
-        assert_eq!(
-            paired_ratio(&ours, &[Some(10.0), Some(1.0), None]),
-            Some(3.0)
-        );
+        let baseline = [Some(10.0), Some(1.0), None];
+        assert_eq!(paired_ratio(&ours, &baseline), Some(3.0));
         assert_eq!(paired_ratio(&ours, &[None, Some(1.0), Some(0.0)]), None);
     }
 }

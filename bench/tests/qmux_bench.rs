@@ -253,6 +253,22 @@ fn goals_are_judged_from_the_reports_that_are_there() {
 }
 
 #[test]
+fn a_reader_that_has_gone_ends_the_program_quietly() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_qmux-bench"))
+        .args(["goals", "--table", "--out"])
+        .arg(directory.path())
+        .stdout(writer)
+        .output()
+        .expect("started");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    // As of a program that SIGPIPE has ended.
+    assert_eq!(output.status.code(), Some(128 + 13));
+}
+
+#[test]
 fn unknown_goals_are_mistakes() {
     for args in [["--goals", "99"], ["--probes", "speed"]] {
         let output = qmux_bench(&[&["goals", "--out", "/nowhere"], &args[..]].concat());

@@ -5,13 +5,10 @@
 //! Each bound is some 15 % above what was counted when it was written. Who makes qmux-dp do less
 //! lowers its bound here; `qmux-bench syscalls` shows the counts, by kind and beside other tunnels.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use qmux_bench::harness::calls;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::strace::{Calls, Tracer};
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
 use qmux_bench::load::connect;
@@ -90,15 +87,9 @@ fn work_until(load: &mut Standing<'_>, units: u64) {
 
 #[test]
 fn no_unit_of_work_takes_more_calls_than_it_did() {
-    let setup = Setup {
-        programs: PathBuf::new(),
-        place: Place::loopback(),
-        placement: Placement::Apart,
-        overrides: Overrides::default(),
-        site: Site::new().expect("a site"),
-        admin: false,
-        by_instructions: false,
-    };
+    let mut setup = Setup::new(None, Place::loopback()).expect("a setup");
+    setup.placement = Placement::Apart;
+    setup.admin = false;
     let service = Service::start(&Place::loopback(), &[]).expect("a service");
     let spec = concat!("qmux-dp:", env!("CARGO_BIN_EXE_qmux-dp"));
     let spec = spec.parse().expect("a tunnel");
@@ -155,8 +146,8 @@ impl Counted {
             let count = count as f64;
             (count - idle_per_second * self.seconds).max(0.0) / self.units
         };
-        let all = calls::all(calls).calls;
-        let sends = calls::of_kind(calls, "udp_send").calls;
+        let all = calls.all().calls;
+        let sends = calls.of_kind("udp_send").calls;
         let found = [
             (
                 "system calls",

@@ -58,6 +58,12 @@ impl Launch {
         self
     }
 
+    /// Adds arguments with spaces between them.
+    #[must_use]
+    pub fn words(self, words: &str) -> Self {
+        self.args(words.split(' '))
+    }
+
     /// Adds a variable of the environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
@@ -135,6 +141,15 @@ impl Launch {
     /// not. One that does not end within `limit` is killed.
     pub fn output(&self, limit: Duration) -> Result<String, Error> {
         Ok(self.run(limit)?.output)
+    }
+
+    /// The same of one that must succeed.
+    pub fn succeed(&self, limit: Duration) -> Result<String, Error> {
+        let ended = self.run(limit)?;
+        if ended.succeeded {
+            return Ok(ended.output);
+        }
+        Err(ended.into_error(&self.name))
     }
 
     /// Runs it to its end. One that does not end within `limit` is killed.

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::probe::{ALLOCATIONS, PROBES, Tunnel};
+use serde_json::json;
+
+use super::probe::{ALLOCATIONS, OURS, PROBES};
 use crate::harness::machine::Machine;
-use crate::report::{CaseReport, MetricSummary, Report, TunnelReport};
+use crate::report::{Report, TunnelReport};
 use crate::stats::{Summary, paired_ratio};
 
 /// How allocations are counted again.
@@ -17,16 +19,15 @@ pub(super) const ANY_LOAD: &str = "any load";
 pub(super) const ALLOCATIONS_OURS: &str = "ours_per_packet";
 pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
 
-/// The reports that are there, by probe.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub(crate) struct Found {
     reports: BTreeMap<String, Report>,
 }
 
 impl Found {
     /// Reads what probes have left under a directory. What is not there, or cannot be read, was
     /// not measured.
-    pub fn read(directory: &Path) -> Self {
+    pub(crate) fn read(directory: &Path) -> Self {
         let mut found = Self::default();
         for probe in PROBES {
             let file = format!("{}/{}.json", probe.name, probe.bench);
@@ -36,50 +37,44 @@ impl Found {
         }
         let file = format!("{ALLOCATIONS}/allocations.txt");
         if let Ok(printed) = std::fs::read_to_string(directory.join(file)) {
-            let report = of_allocations(&printed);
-            found.reports.insert(ALLOCATIONS.to_owned(), report);
+            found.add_allocations(&printed);
         }
         found
     }
 
     #[cfg(test)]
-    pub(super) fn add(&mut self, probe: &str, report: serde_json::Value) {
-        let report = serde_json::from_value(report).expect("a report");
+    pub(super) fn add(&mut self, probe: &str, report: Report) {
         self.reports.insert(probe.to_owned(), report);
     }
 
-    #[cfg(test)]
+    /// What `qmux-dp allocations` has printed.
     pub(super) fn add_allocations(&mut self, printed: &str) {
         let report = of_allocations(printed);
         self.reports.insert(ALLOCATIONS.to_owned(), report);
     }
 
-    /// Whether a probe was measured.
-    pub fn has(&self, probe: &str) -> bool {
+    pub(crate) fn has(&self, probe: &str) -> bool {
         self.reports.contains_key(probe)
     }
 
-    /// What was measured, in the order of the probes.
-    pub fn probes(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn probes(&self) -> impl Iterator<Item = &'static str> {
         let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
         names.filter(|name| self.has(name))
     }
 
     /// The command that a probe's numbers come from, with when it was run and on what commit: each
     /// may be of another run.
-    pub fn command(&self, probe: &str) -> Option<String> {
+    pub(crate) fn command(&self, probe: &str) -> Option<String> {
         let report = self.reports.get(probe)?;
         let Machine { date, commit, .. } = &report.machine;
         Some(format!("{} ({date}, commit {commit})", report.command))
     }
 
-    /// What was measured.
     pub(crate) fn reports(&self) -> impl Iterator<Item = &Report> {
         self.reports.values()
     }
 
-    /// The commits that the probes were run on, each with its probes.
-    pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
+    pub(crate) fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
         for name in self.probes() {
             let commit = &self.reports[name].machine.commit;
@@ -89,61 +84,61 @@ impl Found {
     }
 
     /// What stands before the lines of `qmux-dp allocations`, which itself tells neither.
-    pub fn allocations_head(date: &str, commit: &str) -> String {
+    pub(crate) fn allocations_head(date: &str, commit: &str) -> String {
         format!("date: {date}\ncommit: {commit}\n")
     }
 
     /// What the numbers were measured on, as the first report has it: machine, date, commit.
-    pub fn machine(&self) -> Option<&Machine> {
+    pub(crate) fn machine(&self) -> Option<&Machine> {
         let mut reports = self.reports.iter();
         let first = reports.find(|(probe, _)| *probe != ALLOCATIONS);
         first.map(|(_, report)| &report.machine)
     }
 
     /// Runs of a probe that failed, each with case, tunnel and reason.
-    pub fn failures(&self, probe: &str) -> Vec<String> {
-        let mut failures = Vec::new();
-        for case in self.reports.get(probe).into_iter().flat_map(|it| &it.cases) {
-            for tunnel in &case.tunnels {
-                let errors = tunnel.runs.iter().filter_map(|run| run.error.as_ref());
-                let place = format!("{probe}, {}, {}", case.case, tunnel.tunnel);
-                failures.extend(errors.map(|error| format!("{place}: {error}")));
-            }
-        }
-        failures
+    pub(crate) fn failures(&self, probe: &str) -> Vec<String> {
+        let runs = self
+            .reports
+            .get(probe)
+            .into_iter()
+            .flat_map(Report::each_run);
+        let failures = runs.filter_map(|(case, tunnel, run)| {
+            let error = run.error.as_ref()?;
+            Some(format!("{probe}, {case}, {tunnel}: {error}"))
+        });
+        failures.collect()
     }
 
-    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&TunnelReport> {
-        self.reports.get(probe)?.runs(case, tunnel.label())
+    fn tunnel(&self, probe: &str, case: &str, tunnel: &str) -> Option<&TunnelReport> {
+        self.reports.get(probe)?.runs(case, tunnel)
     }
 
     /// How many runs of a tunnel failed, of how many.
-    pub fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
+    pub(crate) fn runs(&self, probe: &str, case: &str, tunnel: &str) -> (usize, usize) {
         let runs = self.tunnel(probe, case, tunnel);
         let runs = runs.map(|it| it.runs.as_slice()).unwrap_or_default();
         let failed = runs.iter().filter(|run| run.error.is_some());
         (failed.count(), runs.len())
     }
 
-    /// Median and extremes of a metric over the rounds.
-    pub fn summary(
+    pub(crate) fn summary(
         &self,
         probe: &str,
         case: &str,
-        tunnel: Tunnel,
+        tunnel: &str,
         metric: &str,
     ) -> Option<&Summary> {
         let report = self.reports.get(probe)?;
-        report.summary(case, tunnel.label(), metric)
+        report.summary(case, tunnel, metric)
     }
 
     /// How many times as much of a metric the first case and tunnel has as the second: the median
     /// of the ratios within a round.
-    pub fn times(
+    pub(crate) fn times(
         &self,
         (probe, metric): (&str, &str),
-        ours: (&str, Tunnel),
-        baseline: (&str, Tunnel),
+        ours: (&str, &str),
+        baseline: (&str, &str),
     ) -> Option<f64> {
         let rounds = |(case, tunnel)| {
             let runs = self.tunnel(probe, case, tunnel);
@@ -158,7 +153,7 @@ fn of_allocations(printed: &str) -> Report {
     let word = |key: &str| {
         let mut lines = printed.lines();
         let word = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-        word.unwrap_or("unknown").to_owned()
+        word.unwrap_or("unknown")
     };
     let counts = printed.lines().filter_map(|line| {
         let (_, rest) = line.split_once("; ours ")?;
@@ -167,32 +162,15 @@ fn of_allocations(printed: &str) -> Report {
         Some((ours.parse::<f64>().ok()?, others.parse::<f64>().ok()?))
     });
     let most = counts.reduce(|(a, b), (ours, others)| (a.max(ours), b.max(others)));
-    let of = |(metric, count): (&str, f64)| {
-        let summary = MetricSummary {
-            summary: Summary::of([count])?,
-            ratios: BTreeMap::new(),
-        };
-        Some((metric.to_owned(), summary))
-    };
-    let metrics = most.map(|(ours, others)| {
-        let metrics = [(ALLOCATIONS_OURS, ours), (ALLOCATIONS_OTHERS, others)];
-        metrics.into_iter().filter_map(of).collect()
+    let summary = |value: f64| json!({"median": value, "min": value, "max": value, "samples": 1});
+    let summaries = most.map_or(json!({}), |(ours, others)| {
+        json!({ALLOCATIONS_OURS: summary(ours), ALLOCATIONS_OTHERS: summary(others)})
     });
-    Report {
-        command: ALLOCATIONS_COMMAND.to_owned(),
-        machine: Machine {
-            date: word("date"),
-            commit: word("commit"),
-            ..Machine::default()
-        },
-        cases: vec![CaseReport {
-            case: ANY_LOAD.to_owned(),
-            tunnels: vec![TunnelReport {
-                tunnel: Tunnel::Ours.label().to_owned(),
-                summary: metrics.unwrap_or_default(),
-                runs: Vec::new(),
-            }],
-        }],
-        ..Report::default()
-    }
+    let tunnel = json!({"tunnel": OURS, "summary": summaries, "runs": []});
+    let report = json!({
+        "command": ALLOCATIONS_COMMAND,
+        "machine": {"date": word("date"), "commit": word("commit")},
+        "cases": [{"case": ANY_LOAD, "tunnels": [tunnel]}],
+    });
+    serde_json::from_value(report).unwrap_or_default()
 }

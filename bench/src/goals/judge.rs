@@ -6,102 +6,68 @@
 use std::fmt;
 
 use super::found::Found;
-use super::probe::Tunnel::{self, Ours, Quinn, Rathole, Raw};
+use super::probe::{OURS, QUINN, RATHOLE, RAW};
 use super::table::Row;
+use crate::stats::Summary;
 
-/// Whether a goal is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    /// `None` if it was not measured, or what it is compared with was not.
-    pub(super) reached: Option<bool>,
-    /// What was found, where the number itself does not say it.
-    pub(super) found: String,
+/// Whether a goal is reached, and what was found, where the number itself does not say it. `None`
+/// if it was not measured, or what it is compared with was not.
+pub(super) type Verdict = Option<(bool, String)>;
+
+/// With more to say, if anything is known.
+fn saying(verdict: Verdict, more: &str) -> Verdict {
+    verdict.map(|(reached, found)| (reached, found + more))
 }
 
-impl Verdict {
-    fn of(reached: bool, found: impl Into<String>) -> Self {
-        Self {
-            reached: Some(reached),
-            found: found.into(),
-        }
-    }
+/// Missed in spite of its number, if that is known.
+fn missed(verdict: Verdict) -> Verdict {
+    verdict.map(|(_, found)| (false, found))
+}
 
-    const UNKNOWN: Self = Self {
-        reached: None,
-        found: String::new(),
-    };
-
-    /// With more to say, if anything is known.
-    fn saying(mut self, more: &str) -> Self {
-        if self.reached.is_some() {
-            self.found.push_str(more);
-        }
-        self
-    }
-
-    /// Missed in spite of its number, if that is known.
-    fn missed(mut self) -> Self {
-        self.reached = self.reached.map(|_| false);
-        self
-    }
-
-    fn not_known_unless_missed(self) -> Self {
-        match self.reached {
-            Some(false) => self,
-            _ => Self::UNKNOWN,
-        }
-    }
+/// Not known, unless it is missed anyway.
+fn not_known(verdict: Verdict) -> Verdict {
+    verdict.filter(|(reached, _)| !reached)
 }
 
 /// A metric and the digits behind its point.
 #[derive(Clone, Copy)]
 pub(super) struct Metric(pub(super) &'static str, pub(super) usize);
 
-const GBIT: Metric = Metric("throughput_gbit_s", 2);
-const CPU: Metric = Metric("cpu_seconds_per_gb", 2);
+pub(super) const GBIT: Metric = Metric("throughput_gbit_s", 2);
+pub(super) const CPU: Metric = Metric("cpu_seconds_per_gb", 2);
 const LOST: Metric = Metric("lost_percent", 3);
 
 /// What may be lost where next to nothing is to be, in percent.
 const LOST_PERCENT_MAX: f64 = 0.1;
 
-/// What is shown of a tunnel.
 #[derive(Clone, Copy)]
 pub(super) enum Cell {
-    /// The median.
     Median(Metric),
-    /// The median, and behind it another one if there is one: of a time beside bulk its rate, for a
-    /// bulk that stands still disturbs nobody.
-    Beside(Metric, Metric),
-    /// The medians in both cases; the larger one is judged.
-    Both(Metric),
-    /// The medians in all cases that have one.
+    /// The median, and behind it another one if there is one, with a word before it: of a time
+    /// beside bulk its rate, for a bulk that stands still disturbs nobody.
+    Beside(Metric, &'static str, Metric),
+    /// The medians in all cases that have one; the largest one is judged.
     Each(Metric),
     /// The largest of any run in any case, and in how many cases it was counted.
     LargestOfEach(Metric),
-    /// Throughput and the worst loss.
-    Delivered,
-    /// Throughput, the worst loss and CPU time.
-    DeliveredCpu,
-    /// Our allocations and those of quiche.
-    Allocations(Metric, Metric),
+    /// Throughput and the worst loss, perhaps with CPU time.
+    Delivered {
+        cpu: bool,
+    },
 }
 
 impl Cell {
-    /// The metric that is judged.
     fn metric(self) -> Metric {
         match self {
             Self::Median(metric)
-            | Self::Beside(metric, _)
-            | Self::Both(metric)
+            | Self::Beside(metric, ..)
             | Self::Each(metric)
-            | Self::LargestOfEach(metric)
-            | Self::Allocations(metric, _) => metric,
-            Self::Delivered | Self::DeliveredCpu => GBIT,
+            | Self::LargestOfEach(metric) => metric,
+            Self::Delivered { .. } => GBIT,
         }
     }
 }
 
-/// What is allowed of a number.
 #[derive(Clone, Copy)]
 pub(super) enum Bound {
     AtMost(f64),
@@ -115,10 +81,10 @@ pub(super) enum Rule {
     /// The number that is shown is within a bound.
     Within(Bound, &'static str),
     /// So many times as much as other tunnels have; it is the best of them that counts.
-    Times(&'static [Tunnel], &'static str, Bound),
+    Times(&'static [&'static str], &'static str, Bound),
     /// Throughput so many times as good as another tunnel's; or else work per byte, where the
     /// machine is the limit: with throughput that is at least level.
-    TimesOrCpu(Tunnel, f64),
+    TimesOrCpu(&'static str, f64),
     /// So many times as much as in the first case, shown with so many digits.
     Grown(Bound, usize, &'static str),
     /// Within a bound, and below rathole if that is there.
@@ -143,7 +109,7 @@ pub(super) enum Also {
     /// compare with.
     HeldLoss,
     /// How many times less CPU time it takes than that tunnel is said, not judged.
-    TimesCheaper(Tunnel),
+    TimesCheaper(&'static str),
 }
 
 impl Bound {
@@ -176,7 +142,6 @@ impl fmt::Display for Bound {
 }
 
 impl Rule {
-    /// What is allowed, in words.
     pub(super) fn limit(self) -> String {
         match self {
             Self::Within(bound, text)
@@ -184,7 +149,6 @@ impl Rule {
             | Self::BelowRathole(bound, text) => text.replace("{}", &bound.to_string()),
             Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
             Self::TimesOrCpu(whom, factor) => {
-                let whom = whom.label();
                 format!("≥ {factor} × {whom}, or no slower and CPU ÷ {factor}")
             }
             Self::Lossless(gbit) => format!("{gbit} offered, < {LOST_PERCENT_MAX} % lost"),
@@ -227,61 +191,48 @@ impl Judge<'_> {
         self.row.cases.last().copied().unwrap_or_default()
     }
 
-    fn median_in(&self, case: &str, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
-        let summary = self.found.summary(self.row.probe, case, tunnel, metric.0)?;
+    fn summary(&self, case: &str, tunnel: &str, metric: Metric) -> Option<&Summary> {
+        self.found.summary(self.row.probe, case, tunnel, metric.0)
+    }
+
+    fn median(&self, tunnel: &str, metric: Metric) -> Option<Shown> {
+        let summary = self.summary(self.case(), tunnel, metric)?;
         Some(Shown(summary.median, metric.1))
     }
 
-    fn median(&self, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
-        self.median_in(self.case(), tunnel, metric)
-    }
-
-    fn largest_in(&self, case: &str, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
-        let summary = self.found.summary(self.row.probe, case, tunnel, metric.0)?;
+    fn largest(&self, tunnel: &str, metric: Metric) -> Option<Shown> {
+        let summary = self.summary(self.case(), tunnel, metric)?;
         Some(Shown(summary.max, metric.1))
     }
 
-    /// What the worst run lost, in percent.
-    fn lost(&self, tunnel: Tunnel) -> Option<Shown> {
-        self.largest_in(self.case(), tunnel, LOST)
-    }
-
-    /// The median in each case.
-    fn each(&self, tunnel: Tunnel, metric: Metric) -> Vec<Option<Shown>> {
+    fn each(&self, tunnel: &str, metric: Metric) -> Vec<Option<Shown>> {
         let cases = self.row.cases.iter();
-        cases
-            .map(|case| self.median_in(case, tunnel, metric))
-            .collect()
+        let each = cases.map(|case| self.summary(case, tunnel, metric));
+        each.map(|it| Some(Shown(it?.median, metric.1))).collect()
     }
 
     /// The most of any run in any case, and in how many cases it was counted.
-    fn largest_of_each(&self, tunnel: Tunnel, metric: Metric) -> Option<(Shown, usize)> {
+    fn largest_of_each(&self, tunnel: &str, metric: Metric) -> Option<(Shown, usize)> {
         let cases = self.row.cases.iter();
-        let largest: Vec<f64> = cases
-            .filter_map(|case| Some(self.largest_in(case, tunnel, metric)?.0))
-            .collect();
-        let most = largest.iter().copied().reduce(f64::max)?;
-        Some((Shown(most, metric.1), largest.len()))
+        let counted = cases.filter_map(|case| self.summary(case, tunnel, metric));
+        let most = counted.clone().map(|it| it.max).reduce(f64::max)?;
+        Some((Shown(most, metric.1), counted.count()))
     }
 
-    fn times(&self, metric: Metric, baseline: Tunnel) -> Option<f64> {
+    /// How many times as much ours has as another tunnel.
+    fn times(&self, metric: Metric, baseline: &str) -> Option<f64> {
         let (case, of) = (self.case(), (self.row.probe, metric.0));
-        self.found.times(of, (case, Ours), (case, baseline))
+        self.found.times(of, (case, OURS), (case, baseline))
     }
 
     /// What stands in a tunnel's column.
-    pub(super) fn cell(&self, tunnel: Tunnel) -> Option<String> {
+    pub(super) fn cell(&self, tunnel: &str) -> Option<String> {
         let median = |metric| self.median(tunnel, metric);
         Some(match self.row.cell {
             Cell::Median(metric) => median(metric)?.to_string(),
-            Cell::Beside(metric, other) => match (median(metric)?, median(other)) {
-                (first, Some(second)) => format!("{first} ({second})"),
-                (first, None) => first.to_string(),
-            },
-            Cell::Both(metric) => {
-                let both: Option<Vec<Shown>> = self.each(tunnel, metric).into_iter().collect();
-                let both: Vec<String> = both?.iter().map(Shown::to_string).collect();
-                both.join(", ")
+            Cell::Beside(metric, word, other) => {
+                let other = median(other).map(|it| format!(" ({word}{it})"));
+                format!("{}{}", median(metric)?, other.unwrap_or_default())
             }
             Cell::Each(metric) => {
                 let each = self.each(tunnel, metric);
@@ -297,164 +248,160 @@ impl Judge<'_> {
                     all => format!("{most} ({counted} of {all} counted)"),
                 }
             }
-            Cell::Delivered => format!("{}, {} %", median(GBIT)?, self.lost(tunnel)?),
-            Cell::DeliveredCpu => {
-                let (gbit, cpu) = (median(GBIT)?, median(CPU)?);
-                format!("{gbit}, {} % ({cpu})", self.lost(tunnel)?)
-            }
-            Cell::Allocations(ours, others) => {
-                format!("{} (quiche's {})", median(ours)?, median(others)?)
+            Cell::Delivered { cpu } => {
+                let (gbit, lost) = (median(GBIT)?, self.largest(tunnel, LOST)?);
+                let cpu = if cpu {
+                    format!(" ({})", median(CPU)?)
+                } else {
+                    String::new()
+                };
+                format!("{gbit}, {lost} %{cpu}")
             }
         })
     }
 
     /// The number that a rule is about.
-    fn number(&self, tunnel: Tunnel) -> Option<Shown> {
+    fn number(&self, tunnel: &str) -> Option<Shown> {
         match self.row.cell {
-            Cell::Both(metric) | Cell::Each(metric) => {
+            Cell::Each(metric) => {
                 let all: Option<Vec<Shown>> = self.each(tunnel, metric).into_iter().collect();
-                let larger = |a: Shown, b: Shown| if b.0 > a.0 { b } else { a };
-                all?.into_iter().reduce(larger)
+                all?.into_iter().max_by(|a, b| a.0.total_cmp(&b.0))
             }
             Cell::LargestOfEach(metric) => Some(self.largest_of_each(tunnel, metric)?.0),
             cell => self.median(tunnel, cell.metric()),
         }
     }
 
-    /// What it comes to.
     pub(super) fn verdict(&self) -> Verdict {
-        let verdict = self.judged().unwrap_or(Verdict::UNKNOWN);
-        self.also(self.if_none_failed(verdict))
+        self.also(self.if_none_failed(self.judged()))
     }
 
-    fn judged(&self) -> Option<Verdict> {
+    fn judged(&self) -> Verdict {
+        let plain = |reached| Some((reached, String::new()));
+        let by_ratio = |bound: Bound, ratio: f64, decimals| {
+            let ratio = Shown(ratio, decimals);
+            Some((bound.allows(ratio), format!("{ratio} ×")))
+        };
         match self.row.rule {
-            Rule::Within(bound, _) => Some(Verdict::of(bound.allows(self.number(Ours)?), "")),
+            Rule::Within(bound, _) => plain(bound.allows(self.number(OURS)?)),
             Rule::Times(others, _, bound) => {
-                let ratios = others
-                    .iter()
-                    .filter_map(|it| self.times(self.row.cell.metric(), *it));
-                let ratio = Shown(ratios.reduce(|a, b| bound.worse(a, b))?, 2);
-                Some(Verdict::of(bound.allows(ratio), format!("{ratio} ×")))
+                let ratio = |it: &&str| self.times(self.row.cell.metric(), it);
+                let ratios = others.iter().filter_map(ratio);
+                by_ratio(bound, ratios.reduce(|a, b| bound.worse(a, b))?, 2)
             }
             Rule::TimesOrCpu(baseline, factor) => self.times_or_cpu(baseline, factor),
             Rule::Grown(bound, decimals, _) => {
-                self.number(Ours)?;
+                self.number(OURS)?;
                 let (metric, first) = (self.row.cell.metric(), self.row.cases.first()?);
                 let of = (self.row.probe, metric.0);
-                let ratio = self.found.times(of, (self.case(), Ours), (first, Ours))?;
-                let ratio = Shown(ratio, decimals);
-                Some(Verdict::of(bound.allows(ratio), format!("{ratio} ×")))
+                let ratio = self.found.times(of, (self.case(), OURS), (first, OURS))?;
+                by_ratio(bound, ratio, decimals)
             }
             Rule::BelowRathole(bound, _) => {
-                let (ours, theirs) = (self.number(Ours)?, self.number(Rathole));
+                let (ours, theirs) = (self.number(OURS)?, self.number(RATHOLE));
                 let below = theirs.is_none_or(|it| ours.rounded() < it.rounded());
-                let beside = match theirs {
-                    Some(theirs) => format!("rathole {theirs}"),
-                    None => "rathole is not installed".into(),
-                };
-                Some(Verdict::of(below && bound.allows(ours), beside))
+                let beside = theirs.map(|it| format!("rathole {it}"));
+                let beside = beside.unwrap_or("rathole is not installed".into());
+                Some((below && bound.allows(ours), beside))
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.
-                let complete = self.number(Ours)?.rounded() >= offered_gbit * 0.99;
-                let lossless = self.lost(Ours)?.rounded() < LOST_PERCENT_MAX;
-                Some(Verdict::of(lossless && complete, ""))
+                let complete = self.number(OURS)?.rounded() >= offered_gbit * 0.99;
+                plain(complete && is_lossless(self.largest(OURS, LOST)?))
             }
             Rule::LikeOneFlow { lossless } => {
-                let one = self.median_in(self.row.cases.first()?, Ours, GBIT)?;
-                let (two, lost) = (self.median(Ours, GBIT)?, self.lost(Ours)?);
-                let ratio = Shown(two.0 / one.0, 2);
-                let passed = !lossless || lost.rounded() < LOST_PERCENT_MAX;
-                let reached = ratio.rounded() >= 1.0 && passed;
-                Some(Verdict::of(reached, format!("{ratio} ×")))
+                let one = self.summary(self.row.cases.first()?, OURS, GBIT)?.median;
+                let (two, lost) = (self.median(OURS, GBIT)?, self.largest(OURS, LOST)?);
+                let passed = !lossless || is_lossless(lost);
+                let (like_one, found) = by_ratio(Bound::AtLeast(1.0), two.0 / one, 2)?;
+                Some((like_one && passed, found))
             }
             Rule::PingPong { rathole_adds_us } => self.ping_pong(rathole_adds_us),
             Rule::NoneAnywhere => {
-                let (most, counted) = self.largest_of_each(Ours, self.row.cell.metric())?;
-                let verdict = Verdict::of(most.0 == 0.0, "");
-                Some(if counted < self.row.cases.len() {
-                    verdict.not_known_unless_missed()
+                let (most, counted) = self.largest_of_each(OURS, self.row.cell.metric())?;
+                let verdict = plain(most.0 == 0.0);
+                let all = self.row.cases.len();
+                if counted < all {
+                    not_known(verdict)
                 } else {
                     verdict
-                })
+                }
             }
         }
     }
 
-    fn times_or_cpu(&self, baseline: Tunnel, factor: f64) -> Option<Verdict> {
+    fn times_or_cpu(&self, baseline: &str, factor: f64) -> Verdict {
         let gbit = Shown(self.times(GBIT, baseline)?, 2);
         let cpu = Shown(1.0 / self.times(CPU, baseline)?, 2);
         let by_gbit = gbit.rounded() >= factor;
         let by_cpu = gbit.rounded() >= 1.0 && cpu.rounded() >= factor;
         let how = if by_cpu && !by_gbit { "by CPU: " } else { "" };
-        let found = format!("{how}{gbit} ×, CPU ÷ {cpu}");
-        Some(Verdict::of(by_gbit || by_cpu, found))
+        Some((by_gbit || by_cpu, format!("{how}{gbit} ×, CPU ÷ {cpu}")))
     }
 
-    fn ping_pong(&self, rathole_adds_us: f64) -> Option<Verdict> {
+    fn ping_pong(&self, rathole_adds_us: f64) -> Verdict {
         let rounded = |tunnel| self.number(tunnel).map(Shown::rounded);
-        let (ours, raw) = (rounded(Ours)?, rounded(Raw));
-        let limits = rounded(Rathole)
-            .into_iter()
-            .chain(raw.map(|raw| raw + rathole_adds_us));
-        let limit = limits.reduce(f64::min)?;
+        let (ours, raw) = (rounded(OURS)?, rounded(RAW));
+        let limits = [rounded(RATHOLE), raw.map(|raw| raw + rathole_adds_us)];
+        let limit = limits.into_iter().flatten().reduce(f64::min)?;
         let added = raw.map_or(String::new(), |raw| format!(", ours raw + {}", ours - raw));
-        Some(Verdict::of(ours <= limit, format!("limit {limit}{added}")))
+        Some((ours <= limit, format!("limit {limit}{added}")))
     }
 
     /// Not reached by those runs of ours that survived, where others failed in any of the cases;
     /// missed if none survived.
     fn if_none_failed(&self, judged: Verdict) -> Verdict {
         let cases = self.row.cases.iter();
-        let runs = cases.map(|case| self.found.runs(self.row.probe, case, Ours));
+        let runs = cases.map(|case| self.found.runs(self.row.probe, case, OURS));
         let (failed, all) = runs.fold((0, 0), |(a, b), (failed, all)| (a + failed, b + all));
-        if failed == 0 {
+        if failed == 0 || judged.is_none() && failed < all {
             return judged;
         }
-        if judged.reached.is_none() && failed < all {
-            return judged;
-        }
-        let said = format!("{failed} of {all} runs failed");
-        let separator = if judged.found.is_empty() { "" } else { "; " };
-        Verdict::of(false, said + separator + &judged.found)
+        let (_, found) = judged.unwrap_or_default();
+        let separator = if found.is_empty() { "" } else { "; " };
+        Some((
+            false,
+            format!("{failed} of {all} runs failed{separator}{found}"),
+        ))
     }
 
     fn also(&self, judged: Verdict) -> Verdict {
         match self.row.also {
             None => judged,
-            Some(Also::NoneOf(metric, what)) => {
-                let counted = self.largest_in(self.case(), Ours, Metric(metric, 0));
-                match counted {
-                    None => judged.not_known_unless_missed(),
-                    Some(Shown(count, _)) if count > 0.0 => {
-                        let separator = if judged.found.is_empty() { "" } else { ", " };
-                        judged
-                            .missed()
-                            .saying(&format!("{separator}{count} {what}"))
-                    }
-                    Some(_) => judged,
+            Some(Also::NoneOf(metric, what)) => match self.largest(OURS, Metric(metric, 0)) {
+                None => not_known(judged),
+                Some(Shown(count, _)) if count > 0.0 => {
+                    let (_, found) = judged?;
+                    let separator = if found.is_empty() { "" } else { ", " };
+                    Some((false, format!("{found}{separator}{count} {what}")))
                 }
-            }
+                Some(_) => judged,
+            },
             Some(Also::HeldLoss) => self.held(judged),
             Some(Also::TimesCheaper(baseline)) => match self.times(CPU, baseline) {
-                Some(cpu) => judged.saying(&format!(", CPU ÷ {}", Shown(1.0 / cpu, 2))),
+                Some(cpu) => saying(judged, &format!(", CPU ÷ {}", Shown(1.0 / cpu, 2))),
                 None => judged,
             },
         }
     }
 
     fn held(&self, judged: Verdict) -> Verdict {
-        let limited = self.median(Ours, Metric("source_limited", 0));
-        let judged = match limited {
-            Some(limited) if limited.0 > 0.0 => judged.saying(", the source could send no more"),
+        let judged = match self.median(OURS, Metric("source_limited", 0)) {
+            Some(limited) if limited.0 > 0.0 => saying(judged, ", the source could send no more"),
             _ => judged,
         };
         let held = |lost: Shown| lost.rounded() <= LOST_PERCENT_MAX;
-        match (self.lost(Ours), self.lost(Quinn).map(held)) {
-            (Some(lost), _) if !held(lost) => judged.missed().saying(&format!(", {lost} % lost")),
+        match (
+            self.largest(OURS, LOST),
+            self.largest(QUINN, LOST).map(held),
+        ) {
+            (Some(lost), _) if !held(lost) => saying(missed(judged), &format!(", {lost} % lost")),
             (Some(_), Some(true)) => judged,
-            _ => judged.not_known_unless_missed(),
+            _ => not_known(judged),
         }
     }
+}
+
+fn is_lossless(lost: Shown) -> bool {
+    lost.rounded() < LOST_PERCENT_MAX
 }

@@ -12,10 +12,10 @@ mod page;
 mod probe;
 mod table;
 
-pub use found::Found;
-pub use page::Page;
+pub(crate) use found::Found;
+pub(crate) use page::Page;
 pub(crate) use page::in_turn;
-pub use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};
+pub(crate) use probe::{ALLOCATIONS, BEFORE, GOALS, PROBES, Probe, RATHOLE};
 
 #[cfg(test)]
 mod tests;

@@ -5,30 +5,28 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::found::Found;
-use super::judge::{Judge, Verdict};
-use super::probe::Tunnel;
+use super::judge::Judge;
+use super::probe::{BEFORE, OURS, QUINN, QUINN_BBR, QUINN_TUNED, RATHOLE, RAW};
 use super::table::{ROWS, Row};
 use crate::harness::machine::Machine;
 use crate::report::Table;
 
 /// The columns, where any line has a number of them.
-const COLUMNS: [(Tunnel, &str); 7] = [
-    (Tunnel::Raw, "no tunnel"),
-    (Tunnel::Quinn, "quinn-dp"),
-    (Tunnel::QuinnTuned, "quinn-dp tuned"),
-    (Tunnel::QuinnBbr, "quinn-dp BBR"),
-    (Tunnel::Rathole, "rathole"),
-    (Tunnel::Before, "qmux-dp before"),
-    (Tunnel::Ours, "qmux-dp"),
+const COLUMNS: [(&str, &str); 7] = [
+    (RAW, "no tunnel"),
+    (QUINN, "quinn-dp"),
+    (QUINN_TUNED, "quinn-dp tuned"),
+    (QUINN_BBR, "quinn-dp BBR"),
+    (RATHOLE, "rathole"),
+    (BEFORE, "qmux-dp before"),
+    (OURS, "qmux-dp"),
 ];
 
 /// Everything that the table shows, also for programs.
 #[derive(Clone, Debug, Serialize)]
-pub struct Page {
-    /// On what was measured.
+pub(crate) struct Page {
     machine: Option<Machine>,
     goals: Vec<Line>,
-    /// Each probe and its command.
     commands: Vec<(&'static str, String)>,
     failures: Vec<String>,
     /// What a reader must know before comparing lines with each other.
@@ -49,13 +47,12 @@ pub(super) struct Line {
 impl Line {
     fn of(row: &Row, found: &Found) -> Self {
         let judge = Judge { found, row };
-        let Verdict { reached, found } = judge.verdict();
-        let verdict = match reached {
-            Some(true) => "reached",
-            Some(false) => "missed",
-            None => "not measured",
+        let (verdict, found) = match judge.verdict() {
+            Some((true, found)) => ("reached", found),
+            Some((false, found)) => ("missed", found),
+            None => ("not measured", String::new()),
         };
-        let cell = |(tunnel, _): (Tunnel, _)| Some((tunnel.label(), judge.cell(tunnel)?));
+        let cell = |(tunnel, _)| Some((tunnel, judge.cell(tunnel)?));
         Self {
             goal: row.goal,
             what: row.what,
@@ -68,45 +65,40 @@ impl Line {
     }
 
     pub(super) fn verdict(&self) -> String {
-        let verdict = match self.verdict {
-            "missed" => "MISSED",
-            other => other,
-        };
-        if self.found.is_empty() {
-            verdict.to_owned()
-        } else {
-            format!("{verdict}: {}", self.found)
-        }
+        let verdict = self.verdict.replace("missed", "MISSED");
+        let found = self.found.as_str();
+        [
+            verdict.as_str(),
+            if found.is_empty() { "" } else { ": " },
+            found,
+        ]
+        .concat()
     }
 }
 
 /// What each run has, once if all have the same.
-pub(crate) fn in_turn<'a>(values: impl Iterator<Item = &'a str>) -> String {
-    let mut values: Vec<&str> = values.collect();
+pub(crate) fn in_turn(values: impl Iterator<Item = String>) -> String {
+    let mut values: Vec<String> = values.collect();
     if values.windows(2).all(|pair| pair[0] == pair[1]) {
         values.truncate(1);
     }
     values.join("; ")
 }
 
-/// Every line, in the order of the goals.
 pub(super) fn lines(found: &Found) -> Vec<Line> {
     ROWS.iter().map(|row| Line::of(row, found)).collect()
 }
 
 /// That not everything was measured on one commit.
 fn of_several_commits(found: &Found) -> Option<String> {
-    let commits = found.commits();
-    let parts: Vec<String> = commits
-        .iter()
-        .map(|(commit, probes)| format!("{} of {commit}", probes.join(", ")))
-        .collect();
+    let commits = found.commits().into_iter();
+    let parts = commits.map(|(commit, probes)| format!("{} of {commit}", probes.join(", ")));
+    let parts: Vec<String> = parts.collect();
     (parts.len() > 1).then(|| format!("measured on different commits: {}", parts.join("; ")))
 }
 
 impl Page {
-    /// What was found, judged.
-    pub fn of(found: &Found) -> Self {
+    pub(crate) fn of(found: &Found) -> Self {
         let commands = found.probes();
         let commands = commands.filter_map(|probe| Some((probe, found.command(probe)?)));
         let failures = found.probes().flat_map(|probe| found.failures(probe));
@@ -123,8 +115,7 @@ impl Page {
     fn table(runs: &[Self]) -> Table {
         let goals = || runs.iter().flat_map(|run| &run.goals);
         let has = |label: &str| goals().any(|row| row.values.contains_key(label));
-        let columns = COLUMNS.map(|(tunnel, head)| (tunnel.label(), head));
-        let columns: Vec<_> = columns.iter().filter(|(label, _)| has(label)).collect();
+        let columns: Vec<_> = COLUMNS.iter().filter(|(label, _)| has(label)).collect();
         let mut head = vec!["goal", "what", "limit"];
         head.extend(columns.iter().map(|(_, head)| head));
         head.extend(["verdict", "by"]);
@@ -134,18 +125,16 @@ impl Page {
             let Some(row) = rows.first() else { break };
             let mut cells = vec![row.goal.to_string(), row.what.into(), row.limit.clone()];
             cells.extend(columns.iter().map(|(label, _)| {
-                let values = rows.iter().map(|row| row.values.get(label));
-                in_turn(values.map(|value| value.map_or("–", String::as_str)))
+                let values = rows.iter().map(|row| row.values.get(label).cloned());
+                in_turn(values.map(|value| value.unwrap_or("–".into())))
             }));
-            let verdicts: Vec<String> = rows.iter().map(|row| row.verdict()).collect();
-            let verdict = in_turn(verdicts.iter().map(String::as_str));
+            let verdict = in_turn(rows.iter().map(|row| row.verdict()));
             cells.extend([verdict, row.command.into()]);
             table.push(cells);
         }
         table
     }
 
-    /// How many goals are reached.
     pub(crate) fn summary(&self) -> String {
         let count = |verdict| self.goals.iter().filter(|it| it.verdict == verdict).count();
         let (missed, unknown) = (count("missed"), count("not measured"));
@@ -154,41 +143,29 @@ impl Page {
         format!("{reached} of {all} lines reached, {missed} missed, {unknown} not measured")
     }
 
-    /// For a terminal.
-    pub fn to_text(&self) -> String {
-        format!(
-            "{}\n{}\n",
-            Self::table(std::slice::from_ref(self)).to_text(),
-            self.notes()
-        )
+    pub(crate) fn to_text(&self) -> String {
+        let table = Self::table(std::slice::from_ref(self)).to_text();
+        format!("{table}\n{}\n", self.notes())
     }
 
-    /// For readers.
-    pub fn to_markdown(&self) -> String {
+    pub(crate) fn to_markdown(&self) -> String {
         let table = Self::markdown_of(std::slice::from_ref(self));
         format!("# Goals\n\n{table}\n```text\n{}```\n", self.notes())
     }
 
-    /// The table of some runs.
     pub(crate) fn markdown_of(runs: &[Self]) -> String {
         let table = Self::table(runs).to_markdown();
         table.replace("MISSED", "**missed**")
     }
 
     fn notes(&self) -> String {
-        let mut text = format!("{}\n", self.summary());
-        if let Some(machine) = &self.machine {
-            text.push_str(&format!("{}\n", machine.kind()));
-        }
-        for note in &self.notes {
-            text.push_str(&format!("note: {note}\n"));
-        }
-        for failure in &self.failures {
-            text.push_str(&format!("failed: {failure}\n"));
-        }
-        for (name, command) in &self.commands {
-            text.push_str(&format!("{name}: {command}\n"));
-        }
-        text
+        let machine = self.machine.iter().map(Machine::kind);
+        let notes = self.notes.iter().map(|note| format!("note: {note}"));
+        let failures = self.failures.iter().map(|it| format!("failed: {it}"));
+        let commands = self.commands.iter();
+        let commands = commands.map(|(name, command)| format!("{name}: {command}"));
+        let lines = [self.summary()].into_iter().chain(machine).chain(notes);
+        let lines = lines.chain(failures).chain(commands);
+        lines.map(|line| line + "\n").collect()
     }
 }

@@ -6,13 +6,13 @@
 //! used, for valgrind waits in it with all threads stopped, and the processor has no AVX-512, so
 //! that ciphers take more instructions.
 
-use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::BenchError;
+use anyhow::{Context as _, Result};
 use qmux_harness::Launch;
+
+use super::read;
 
 /// How long valgrind may take to do what it is told: it does so when the program comes out of a
 /// wait.
@@ -26,80 +26,65 @@ const NO_IO_URING: &str = "MONOIO_FORCE_LEGACY_DRIVER=1";
 
 /// What stands before a program's command line so that its instructions can be counted. Files go to
 /// this directory.
-pub(super) fn wrapping(directory: &Path) -> Vec<String> {
-    let pipes = directory.join("vgdb");
-    let file = directory.join("callgrind.%p");
+pub(super) fn wrapping(directory: &Path) -> [String; 8] {
+    let directory = directory.display();
     [
-        "env".to_owned(),
-        NO_IO_URING.to_owned(),
-        "valgrind".to_owned(),
-        "--tool=callgrind".to_owned(),
-        "--instr-atstart=no".to_owned(),
+        "env".into(),
+        NO_IO_URING.into(),
+        "valgrind".into(),
+        "--tool=callgrind".into(),
+        "--instr-atstart=no".into(),
         // Else one busy thread keeps the others waiting for long.
-        "--fair-sched=yes".to_owned(),
-        format!("--vgdb-prefix={}", pipes.display()),
-        format!("--callgrind-out-file={}", file.display()),
+        "--fair-sched=yes".into(),
+        format!("--vgdb-prefix={directory}/vgdb"),
+        format!("--callgrind-out-file={directory}/callgrind.%p"),
     ]
-    .to_vec()
 }
 
 /// The instructions of one process, between two moments.
 #[derive(Debug)]
-pub struct Counting {
-    name: String,
+pub(crate) struct Counting {
+    name: &'static str,
     pid: u32,
     directory: PathBuf,
 }
 
-/// What was counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counted {
-    /// Instructions of all threads.
-    pub instructions: u64,
+pub(crate) struct Counted {
+    pub(crate) instructions: u64,
     /// By function, as callgrind_annotate reads it.
-    pub file: PathBuf,
+    file: PathBuf,
 }
 
 impl Counting {
     /// From now on the instructions of this process are counted, which runs under valgrind.
-    pub fn start(name: &str, pid: u32, directory: &Path) -> Result<Self, BenchError> {
+    pub(crate) fn start(name: &'static str, pid: u32, directory: &Path) -> Result<Self> {
         let counting = Self {
-            name: name.to_owned(),
+            name,
             pid,
             directory: directory.to_owned(),
         };
-        counting.tell(&["instrumentation", "on"])?;
+        counting.tell("instrumentation on")?;
         Ok(counting)
     }
 
-    /// Until now.
-    pub fn stop(self) -> Result<Counted, BenchError> {
-        self.tell(&["instrumentation", "off"])?;
-        self.tell(&["dump"])?;
+    pub(crate) fn stop(self) -> Result<Counted> {
+        self.tell("instrumentation off")?;
+        self.tell("dump")?;
         // The first dump; what the program writes at its end has no number.
         let file = self.directory.join(format!("callgrind.{}.1", self.pid));
-        let text = fs::read_to_string(&file)
-            .map_err(BenchError::io(format!("reading {}", file.display())))?;
-        match parse_total(&text) {
-            Some(instructions) => Ok(Counted { instructions, file }),
-            None => Err(BenchError::Output {
-                what: format!("valgrind of {}", self.name),
-                problem: format!("no totals in {}", file.display()),
-            }),
-        }
+        let missing = || format!("valgrind of {}: no totals in {}", self.name, file.display());
+        let instructions = parse_total(&read(&file)?).with_context(missing)?;
+        Ok(Counted { instructions, file })
     }
 
-    fn tell(&self, order: &[&str]) -> Result<(), BenchError> {
+    fn tell(&self, order: &str) -> Result<()> {
         let prefix = self.directory.join("vgdb");
-        let launch = Launch::new(&format!("vgdb for {}", self.name), "vgdb")
+        Launch::new(&format!("vgdb for {}", self.name), "vgdb")
             .args([format!("--vgdb-prefix={}", prefix.display())])
-            .args([format!("--pid={}", self.pid)])
-            .args(order.iter().map(|word| OsString::from(*word)));
-        let ended = launch.run(CONTROL_LIMIT)?;
-        if ended.succeeded {
-            return Ok(());
-        }
-        Err(ended.into_error(&launch.name))
+            .words(&format!("--pid={} {order}", self.pid))
+            .succeed(CONTROL_LIMIT)?;
+        Ok(())
     }
 }
 
@@ -108,12 +93,12 @@ fn parse_total(text: &str) -> Option<u64> {
     total.trim().parse().ok()
 }
 
-/// The functions that were counted most, without those that they call.
-pub fn functions(counted: &Counted) -> Result<String, BenchError> {
-    let launch = Launch::new("callgrind_annotate", "callgrind_annotate")
-        .args(["--auto=no"])
-        .args([counted.file.as_os_str()]);
-    launch.output(ANNOTATE_LIMIT)
+impl Counted {
+    /// The functions that were counted most, without those that they call.
+    pub(crate) fn functions(&self) -> Result<String> {
+        let launch = Launch::new("callgrind_annotate", "callgrind_annotate").args(["--auto=no"]);
+        Ok(launch.args([&self.file]).output(ANNOTATE_LIMIT)?)
+    }
 }
 
 #[cfg(test)]

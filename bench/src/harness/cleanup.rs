@@ -4,23 +4,24 @@
 //! thread waits for signals and does it instead. Child processes need no entry: the kernel kills
 //! them with this process.
 
+use std::fmt::Arguments;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use super::lock;
+use anyhow::{Context as _, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 
-use super::BenchError;
+/// Exit code after a signal, as shells have it for the first of them, and that of a program whose
+/// reader has gone.
+const EXIT_SIGNAL: i32 = 128 + SIGINT;
+const EXIT_PIPE: i32 = 128 + SIGPIPE;
 
-/// Exit code after a signal, as shells have it for the first of them.
-const EXIT_SIGNAL: i32 = 130;
-
-/// Something to undo.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Undo {
-    /// Delete a directory with all that is in it.
+pub(crate) enum Undo {
     Directory(PathBuf),
-    /// Delete a network namespace.
     Namespace(String),
 }
 
@@ -43,18 +44,13 @@ impl Undo {
 
 static PENDING: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
 
-fn pending() -> MutexGuard<'static, Vec<Undo>> {
-    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Undoes its entry when dropped.
 #[derive(Debug)]
-pub struct Guard(Undo);
+pub(crate) struct Guard(Undo);
 
 impl Guard {
-    /// From now on this will be undone.
-    pub fn new(undo: Undo) -> Self {
-        pending().push(undo.clone());
+    pub(crate) fn new(undo: Undo) -> Self {
+        lock(&PENDING).push(undo.clone());
         Self(undo)
     }
 }
@@ -62,25 +58,49 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.run();
-        pending().retain(|undo| *undo != self.0);
+        lock(&PENDING).retain(|undo| *undo != self.0);
     }
 }
 
+/// Undoes everything and ends the process.
+fn end(code: i32) -> ! {
+    for undo in lock(&PENDING).drain(..).rev() {
+        undo.run();
+    }
+    std::process::exit(code);
+}
+
 /// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process.
-pub fn on_signals() -> Result<(), BenchError> {
+pub(crate) fn on_signals() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(BenchError::io("signal handlers"))?;
+        .context("signal handlers")?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             eprintln!("qmux-bench: interrupted; ending what was started");
-            for undo in pending().drain(..).rev() {
-                undo.run();
-            }
-            std::process::exit(EXIT_SIGNAL);
+            end(EXIT_SIGNAL);
         }
     });
     Ok(())
 }
+
+/// What `say!` does.
+pub(crate) fn print(words: Arguments<'_>) {
+    let mut output = io::stdout().lock();
+    match writeln!(output, "{words}").and_then(|()| output.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => end(EXIT_PIPE),
+        Err(error) => {
+            eprintln!("qmux-bench: printing: {error}");
+            end(1);
+        }
+    }
+}
+
+/// `println!` that ends this process quietly where nobody reads any more, as behind `| head`.
+macro_rules! say {
+    ($($words:tt)*) => { $crate::harness::cleanup::print(format_args!($($words)*)) };
+}
+pub(crate) use say;
 
 #[cfg(test)]
 mod tests {
@@ -92,9 +112,9 @@ mod tests {
         std::fs::create_dir_all(path.join("inner")).expect("directory");
         let undo = Undo::Directory(path.clone());
         let guard = Guard::new(undo.clone());
-        assert!(pending().contains(&undo));
+        assert!(lock(&PENDING).contains(&undo));
         drop(guard);
         assert!(!path.exists());
-        assert!(!pending().contains(&undo));
+        assert!(!lock(&PENDING).contains(&undo));
     }
 }

@@ -1,4 +1,4 @@
-//! Which CPUs there are, and on which of them what runs.
+//! Which CPUs there are, and on which of them what runs; and how many files may be open.
 //!
 //! A thread that wakes another on its own CPU is an order of magnitude faster than one that wakes
 //! another on a CPU that sleeps, and the scheduler does now the one, now the other. Round trips are
@@ -7,21 +7,41 @@
 
 use std::thread;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The CPUs that the calling thread may run on.
-pub fn allowed() -> Vec<usize> {
+/// Enough for tens of thousands of flows. Each has one end in a program of the tunnel and one here.
+const OPEN_FILES_WANTED: u64 = 200_000;
+
+/// Raises the limit of open files, beyond the hard limit where this process may (as root), else up
+/// to it. Whoever needs more will be told so by the socket that cannot be opened.
+pub(crate) fn raise_open_files() {
+    let before = getrlimit(Resource::Nofile);
+    if before.current.is_none_or(|it| it >= OPEN_FILES_WANTED) {
+        return;
+    }
+    for limit in [Some(OPEN_FILES_WANTED), before.maximum] {
+        let raised = Rlimit {
+            current: limit,
+            maximum: limit,
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            return;
+        }
+    }
+}
+
+pub(crate) fn allowed() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return Vec::new();
     };
-    (0..CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .collect()
+    let all = 0..CpuSet::MAX_CPU;
+    all.filter(|cpu| set.is_set(*cpu)).collect()
 }
 
 /// Keeps the calling thread, and threads that it starts from now on, on these CPUs. Does nothing if
 /// there are none, or if the system refuses.
-pub fn keep_to(cpus: &[usize]) {
+pub(crate) fn keep_to(cpus: &[usize]) {
     let mut set = CpuSet::new();
     for &cpu in cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU) {
         set.set(cpu);
@@ -33,7 +53,7 @@ pub fn keep_to(cpus: &[usize]) {
 }
 
 /// Runs something on a thread of its own that is kept to these CPUs.
-pub fn run_on<T: Send>(cpus: &[usize], action: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn run_on<T: Send>(cpus: &[usize], action: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             keep_to(cpus);
@@ -46,38 +66,27 @@ pub fn run_on<T: Send>(cpus: &[usize], action: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Who runs where.
+/// Who runs where; empty for all CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
-    /// The server's CPUs; empty for all. The same holds for the others.
-    pub server: Vec<usize>,
-    /// The client's.
-    pub client: Vec<usize>,
+pub(crate) struct Layout {
+    pub(crate) server: Vec<usize>,
+    pub(crate) client: Vec<usize>,
     /// Those of visitors that must not share one with the service.
-    pub visitor: Vec<usize>,
+    pub(crate) visitor: Vec<usize>,
     /// Those of the service for such visitors.
-    pub service: Vec<usize>,
+    pub(crate) service: Vec<usize>,
 }
 
 impl Layout {
     /// Server and client apart, with so many cores each, if there are enough CPUs. Visitors and the
     /// service have CPUs of their own if there are still more; else the visitor shares the
     /// server's, the service the client's.
-    pub fn apart(allowed: &[usize], cores: usize) -> Self {
-        let Some((tunnel, others)) = allowed.split_at_checked(2 * cores) else {
-            let (visitor, service) = match allowed {
-                [first, .., last] => (vec![*first], vec![*last]),
-                _ => (Vec::new(), Vec::new()),
-            };
-            return Self {
-                visitor,
-                service,
-                ..Self::default()
-            };
-        };
-        let (server, client) = tunnel.split_at(cores);
-        let (visitor, service) = match others {
-            [visitor, service, ..] => (vec![*visitor], vec![*service]),
+    pub(crate) fn apart(allowed: &[usize], cores: usize) -> Self {
+        let (tunnel, others) = allowed.split_at_checked(2 * cores).unwrap_or_default();
+        let (server, client) = tunnel.split_at(tunnel.len() / 2);
+        let (visitor, service) = match (tunnel, others, allowed) {
+            ([], _, [first, .., last]) => (vec![*first], vec![*last]),
+            (_, [visitor, service, ..], _) => (vec![*visitor], vec![*service]),
             _ => (server.to_vec(), client.to_vec()),
         };
         Self {
@@ -94,21 +103,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sides_are_apart_where_there_is_room() {
-        let layout = Layout::apart(&[0, 1], 1);
-        assert_eq!((layout.server, layout.client), (vec![0], vec![1]));
-        assert_eq!((layout.visitor, layout.service), (vec![0], vec![1]));
-        let layout = Layout::apart(&[0, 1, 2, 3, 6, 7], 2);
-        assert_eq!((layout.server, layout.client), (vec![0, 1], vec![2, 3]));
-        assert_eq!((layout.visitor, layout.service), (vec![6], vec![7]));
-    }
-
-    #[test]
-    fn with_few_cpus_the_programs_are_free() {
-        let layout = Layout::apart(&[4, 5, 6], 2);
-        assert!(layout.server.is_empty() && layout.client.is_empty());
-        assert_eq!((layout.visitor, layout.service), (vec![4], vec![6]));
-        assert_eq!(Layout::apart(&[0], 1), Layout::default());
+    fn sides_are_apart_where_there_is_room_else_the_programs_are_free() {
+        for (allowed, cores, wanted) in [
+            (&[0, 1][..], 1, [&[0][..], &[1], &[0], &[1]]),
+            (&[0, 1, 2, 3, 6, 7], 2, [&[0, 1], &[2, 3], &[6], &[7]]),
+            (&[4, 5, 6], 2, [&[], &[], &[4], &[6]]),
+            (&[0], 1, [&[], &[], &[], &[]]),
+        ] {
+            let Layout {
+                server,
+                client,
+                visitor,
+                service,
+            } = Layout::apart(allowed, cores);
+            assert_eq!([&server, &client, &visitor, &service], wanted);
+        }
     }
 
     #[test]
@@ -118,5 +127,13 @@ mod tests {
         assert_eq!(run_on(&[first], allowed), [first]);
         assert_eq!(allowed(), before);
         assert_eq!(run_on(&[], allowed), before);
+    }
+
+    #[test]
+    fn the_limit_of_open_files_never_falls() {
+        let before = getrlimit(Resource::Nofile).current;
+        raise_open_files();
+        let after = getrlimit(Resource::Nofile).current;
+        assert!(after.is_none() || after >= before, "{before:?} {after:?}");
     }
 }

@@ -15,38 +15,30 @@ use qmux_harness::Launch;
 /// How long a program may take to tell its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The machine, the programs and the moment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Machine {
-    /// When, in UTC.
-    pub date: String,
-    /// The kernel's release.
-    pub kernel: String,
-    /// The CPU's model.
-    pub cpu: String,
+pub(crate) struct Machine {
+    pub(crate) date: String,
+    pub(crate) kernel: String,
+    pub(crate) cpu: String,
     /// What the cheapest system call takes (`getppid`), in ns: it differs by a factor of ten
     /// between machines.
-    pub system_call_ns: f64,
-    /// How many CPUs this process may use.
-    pub cpus: usize,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
+    pub(crate) system_call_ns: f64,
+    pub(crate) cpus: usize,
+    pub(crate) memory_bytes: u64,
     /// The largest buffers that sockets may ask for, in bytes: receive, send.
-    pub socket_buffers_max: (u64, u64),
+    pub(crate) socket_buffers_max: (u64, u64),
     /// The congestion control of the kernel's TCP, which raw connections and services have.
-    pub tcp_congestion_control: String,
+    pub(crate) tcp_congestion_control: String,
     /// The load average of the last minute before the measurement: what else ran.
-    pub load_average_before: f64,
+    pub(crate) load_average_before: f64,
     /// The commit of the source, with a mark if the source differs from it.
-    pub commit: String,
-    /// Versions of the programs, as they tell them.
-    pub versions: Vec<String>,
+    pub(crate) commit: String,
+    pub(crate) versions: Vec<String>,
 }
 
 impl Machine {
-    /// Finds everything out.
-    pub fn describe(specs: &[Spec], programs: &Path) -> Self {
+    pub(crate) fn describe(specs: &[Spec], programs: &Path) -> Self {
         let cpu = CpuInfo::current().ok();
         let cpu = cpu.and_then(|it| Some(it.model_name(0)?.to_owned()));
         let mut files: Vec<_> = specs.iter().filter_map(|it| it.program(programs)).collect();
@@ -67,14 +59,12 @@ impl Machine {
         }
     }
 
-    /// In one line.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let (kind, gib, price) = (self.kind(), self.memory_bytes >> 30, self.system_call_ns);
         format!("{kind}, {gib} GiB, {price:.0} ns per getppid")
     }
 
-    /// Its processors and kernel.
-    pub fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         let Self {
             cpus, cpu, kernel, ..
         } = self;
@@ -104,21 +94,20 @@ fn load_average() -> f64 {
 }
 
 /// The largest receive (`rmem`) or send (`wmem`) buffer that a socket may ask for, in bytes.
-pub fn socket_buffer_max(which: &str) -> u64 {
+pub(crate) fn socket_buffer_max(which: &str) -> u64 {
     let text = read_line(&format!("/proc/sys/net/core/{which}_max"));
     text.parse().unwrap_or_default()
 }
 
 /// When and of which source something is measured now: as a report's machine has it.
-pub fn date_and_commit() -> (String, String) {
+pub(crate) fn date_and_commit() -> (String, String) {
     (now(), commit())
 }
 
 fn now() -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
-    OffsetDateTime::now_utc()
-        .format(&format)
-        .unwrap_or_default()
+    let now = OffsetDateTime::now_utc().format(&format);
+    now.unwrap_or_default()
 }
 
 fn read_line(path: &str) -> String {
@@ -126,21 +115,18 @@ fn read_line(path: &str) -> String {
     text.lines().next().unwrap_or_default().trim().to_owned()
 }
 
-fn git(args: &[&str]) -> Option<String> {
+fn git(words: &str) -> Option<String> {
     let launch = Launch::new("git", "git").args(["-C", env!("CARGO_MANIFEST_DIR")]);
-    let output = launch
-        .args(args.iter().copied())
-        .output(VERSION_LIMIT)
-        .ok()?;
+    let output = launch.words(words).output(VERSION_LIMIT).ok()?;
     Some(output.trim().to_owned())
 }
 
 fn commit() -> String {
-    let Some(commit) = git(&["rev-parse", "--short=10", "HEAD"]).filter(|it| !it.is_empty()) else {
+    let Some(commit) = git("rev-parse --short=10 HEAD").filter(|it| !it.is_empty()) else {
         return "unknown".into();
     };
     // What is not tracked was hardly built.
-    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+    match git("status --porcelain --untracked-files=no") {
         Some(changes) if changes.is_empty() => commit,
         _ => format!("{commit}+changes"),
     }
@@ -156,9 +142,8 @@ fn version(program: &Path) -> Option<String> {
 /// The version in what `--version` prints: in a line of its own name for rathole, else in the first
 /// line, behind the program's name.
 fn version_in<'a>(output: &'a str, name: &str) -> Option<&'a str> {
-    let named = output
-        .lines()
-        .find_map(|line| line.strip_prefix("Build Version:"));
+    let mut lines = output.lines();
+    let named = lines.find_map(|line| line.strip_prefix("Build Version:"));
     let line = named.or_else(|| output.lines().find(|line| !line.trim().is_empty()))?;
     let line = line.trim();
     Some(line.strip_prefix(name).unwrap_or(line).trim())
@@ -170,28 +155,31 @@ mod tests {
 
     #[test]
     fn this_machine_can_be_described() {
-        let machine = Machine::describe(&[], Path::new("/nowhere"));
-        assert!(machine.cpus > 0 && machine.memory_bytes > 0, "{machine:?}");
-        assert!(machine.kernel.contains('.'), "{machine:?}");
-        assert!(machine.system_call_ns > 0.0, "{machine:?}");
+        let it = Machine::describe(&[], Path::new("/nowhere"));
+        assert!(it.cpus > 0 && it.memory_bytes > 0, "{it:?}");
         assert!(
-            machine.load_average_before.to_string().len() <= 7,
-            "{machine:?}"
+            it.kernel.contains('.') && it.date.ends_with("UTC"),
+            "{it:?}"
         );
-        assert!(machine.summary().contains("ns per getppid"), "{machine:?}");
-        assert!(machine.date.ends_with("UTC"), "{machine:?}");
+        assert!(it.system_call_ns > 0.0, "{it:?}");
+        assert!(it.load_average_before.to_string().len() <= 7, "{it:?}");
+        assert!(it.summary().contains("ns per getppid"), "{it:?}");
     }
 
     #[test]
     fn versions_are_found() {
-        assert_eq!(version_in("qmux-dp 0.1.0\n", "qmux-dp"), Some("0.1.0"));
-        let iperf3 = "iperf 3.12 (cJSON 1.7.15)\nLinux x\n";
-        assert_eq!(
-            version_in(iperf3, "iperf3"),
-            Some("iperf 3.12 (cJSON 1.7.15)")
-        );
         let rathole = "rathole \n\nBuild Timestamp:     2026\nBuild Version:       0.5.0\n";
-        assert_eq!(version_in(rathole, "rathole"), Some("0.5.0"));
-        assert_eq!(version_in("\n", "x"), None);
+        for (output, name, wanted) in [
+            ("qmux-dp 0.1.0\n", "qmux-dp", Some("0.1.0")),
+            (
+                "iperf 3.12 (cJSON)\nLinux x\n",
+                "iperf3",
+                Some("iperf 3.12 (cJSON)"),
+            ),
+            (rathole, "rathole", Some("0.5.0")),
+            ("\n", "x", None),
+        ] {
+            assert_eq!(version_in(output, name), wanted);
+        }
     }
 }

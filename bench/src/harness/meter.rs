@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use qmux_harness::Program;
 use serde::Serialize;
 
 use super::proc_stat::{self, CpuTime};
@@ -26,8 +27,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// In metrics and messages.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
             Self::Client => "client",
@@ -35,8 +35,7 @@ impl Role {
         }
     }
 
-    /// Whether the process is part of what is measured.
-    pub fn is_tunnel(self) -> bool {
+    pub(crate) fn is_tunnel(self) -> bool {
         self != Self::Load
     }
 }
@@ -48,128 +47,109 @@ pub struct Metered {
     pub role: Role,
     /// Its id.
     pub pid: u32,
-    /// How it was started.
-    pub command_line: String,
+    command_line: String,
 }
 
-/// What one process has used.
+impl Metered {
+    pub(crate) fn of(role: Role, program: &Program) -> Self {
+        Self {
+            role,
+            pid: program.pid(),
+            command_line: program.command_line(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ProcessUsage {
-    /// What it is.
-    pub role: Role,
-    /// How it was started.
-    pub command: String,
-    /// CPU time.
+pub(crate) struct ProcessUsage {
+    role: Role,
+    command: String,
     #[serde(flatten)]
-    pub cpu: CpuTime,
-    /// CPU time over the whole, in percent of one CPU.
-    pub cpu_percent_average: f64,
-    /// The busiest sample, in percent of one CPU.
-    pub cpu_percent_max: f64,
+    pub(crate) cpu: CpuTime,
+    /// Of one CPU, over the whole; then that of the busiest sample.
+    pub(crate) cpu_percent_average: f64,
+    pub(crate) cpu_percent_max: f64,
     /// The mean of the resident memory over the samples.
-    pub rss_average_bytes: f64,
+    pub(crate) rss_average_bytes: f64,
     /// The peak of the resident memory since the start, as the kernel keeps it.
-    pub rss_peak_bytes: u64,
+    pub(crate) rss_peak_bytes: u64,
 }
 
-/// What all of them have used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Usage {
-    /// How long was metered.
-    pub seconds: f64,
-    /// One for each process.
-    pub processes: Vec<ProcessUsage>,
+pub(crate) struct Usage {
+    pub(crate) seconds: f64,
+    pub(crate) processes: Vec<ProcessUsage>,
     /// CPU time that neither these processes nor this one with its children account for, in percent
     /// of one CPU. Much of it means that the machine was busy with something else.
-    pub elsewhere_percent: f64,
+    pub(crate) elsewhere_percent: f64,
 }
 
 impl Usage {
-    /// CPU seconds of server and client together.
-    pub fn tunnel_cpu_seconds(&self) -> f64 {
+    pub(crate) fn tunnel_cpu_seconds(&self) -> f64 {
         self.sum(|process| process.cpu.seconds())
     }
 
     /// The same for each of so many units of work, in µs; `None` without a tunnel.
-    pub fn tunnel_cpu_us_per(&self, units: f64) -> Option<f64> {
-        self.has_tunnel()
-            .then(|| self.tunnel_cpu_seconds() * 1e6 / units)
+    pub(crate) fn tunnel_cpu_us_per(&self, units: f64) -> Option<f64> {
+        let us = self.tunnel_cpu_seconds() * 1e6;
+        self.has_tunnel().then(|| us / units)
     }
 
-    /// The sum of something over server and client.
-    pub fn sum(&self, what: impl Fn(&ProcessUsage) -> f64) -> f64 {
+    pub(crate) fn sum(&self, what: impl Fn(&ProcessUsage) -> f64) -> f64 {
         let tunnel = self.processes.iter().filter(|it| it.role.is_tunnel());
         tunnel.map(what).sum()
     }
 
-    /// Whether there was a server or a client at all.
-    pub fn has_tunnel(&self) -> bool {
+    pub(crate) fn has_tunnel(&self) -> bool {
         self.processes.iter().any(|it| it.role.is_tunnel())
     }
 }
 
 /// Meters from its start to [`Meter::stop`].
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     stop: Arc<AtomicBool>,
     samples: JoinHandle<Vec<Track>>,
-    elsewhere: Elsewhere,
+    started: Instant,
+    /// CPU seconds that were spent elsewhere until then.
+    elsewhere: f64,
 }
 
 impl Meter {
     /// Starts metering. Peaks of memory start again from here.
-    pub fn start(processes: &[Metered]) -> Self {
+    pub(crate) fn start(processes: &[Metered]) -> Self {
         let tracks: Vec<Track> = processes.iter().map(Track::start).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         Self {
-            elsewhere: Elsewhere::now(),
+            elsewhere: seconds_elsewhere(),
+            started: Instant::now(),
             stop,
             samples: thread::spawn(move || sample(tracks, &stopped)),
         }
     }
 
-    /// Ends metering.
-    pub fn stop(self) -> Usage {
-        let Elsewhere {
-            at: started,
-            machine: machine_before,
-            own: own_before,
-        } = self.elsewhere;
-        let ended = Elsewhere::now();
+    pub(crate) fn stop(self) -> Usage {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let elsewhere = seconds_elsewhere() - self.elsewhere;
         // The sampler takes its last look when it is woken, which is now.
         self.stop.store(true, Ordering::Release);
         self.samples.thread().unpark();
         let tracks = self.samples.join().unwrap_or_default();
-        let seconds = (ended.at - started).as_secs_f64();
         let processes: Vec<ProcessUsage> = tracks.into_iter().map(Track::finish).collect();
         let metered: f64 = processes.iter().map(|it| it.cpu.seconds()).sum();
-        let others = (ended.machine - machine_before) - (ended.own - own_before) - metered;
         Usage {
             seconds,
             processes,
-            elsewhere_percent: (others / seconds * 100.0).max(0.0),
+            elsewhere_percent: ((elsewhere - metered) / seconds * 100.0).max(0.0),
         }
     }
 }
 
-/// CPU seconds of the machine and of this process.
-#[derive(Debug)]
-struct Elsewhere {
-    at: Instant,
-    machine: f64,
-    own: f64,
-}
-
-impl Elsewhere {
-    fn now() -> Self {
-        let own = proc_stat::cpu_seconds_with_children(std::process::id());
-        Self {
-            at: Instant::now(),
-            machine: proc_stat::machine_busy_seconds().unwrap_or_default(),
-            own: own.unwrap_or_default(),
-        }
-    }
+/// CPU seconds of the machine that are not of this process.
+fn seconds_elsewhere() -> f64 {
+    let machine = proc_stat::machine_busy_seconds().unwrap_or_default();
+    machine - proc_stat::cpu_seconds_with_children(std::process::id()).unwrap_or_default()
 }
 
 fn sample(mut tracks: Vec<Track>, stop: &AtomicBool) -> Vec<Track> {
@@ -185,74 +165,68 @@ fn sample(mut tracks: Vec<Track>, stop: &AtomicBool) -> Vec<Track> {
     }
 }
 
-/// One process, followed.
 #[derive(Debug)]
 struct Track {
-    process: Metered,
+    pid: u32,
+    usage: ProcessUsage,
     started: (Instant, CpuTime),
     last: (Instant, CpuTime),
-    cpu_percent_max: f64,
-    rss_sum: f64,
     rss_samples: f64,
-    rss_peak_bytes: u64,
 }
 
 impl Track {
     fn start(process: &Metered) -> Self {
-        proc_stat::reset_peak(process.pid);
-        let now = (
-            Instant::now(),
-            proc_stat::cpu_time(process.pid).unwrap_or_default(),
-        );
+        let pid = process.pid;
+        proc_stat::reset_peak(pid);
+        let now = (Instant::now(), proc_stat::cpu_time(pid).unwrap_or_default());
         Self {
-            process: process.clone(),
+            pid,
+            usage: ProcessUsage {
+                role: process.role,
+                command: process.command_line.clone(),
+                cpu: CpuTime::default(),
+                cpu_percent_average: 0.0,
+                cpu_percent_max: 0.0,
+                rss_average_bytes: 0.0,
+                rss_peak_bytes: 0,
+            },
             started: now,
             last: now,
-            cpu_percent_max: 0.0,
-            rss_sum: 0.0,
             rss_samples: 0.0,
-            rss_peak_bytes: 0,
         }
     }
 
     fn sample(&mut self, is_last: bool) {
+        let usage = &mut self.usage;
         // A process that is gone keeps what was last seen of it.
-        if let Some(cpu) = proc_stat::cpu_time(self.process.pid) {
+        if let Some(cpu) = proc_stat::cpu_time(self.pid) {
             let now = Instant::now();
             let seconds = (now - self.last.0).as_secs_f64();
             let percent = cpu.since(self.last.1).seconds() / seconds * 100.0;
             // A last sample of a few milliseconds would be all rounding.
             if !is_last || seconds >= PERIOD.as_secs_f64() / 2.0 {
-                self.cpu_percent_max = self.cpu_percent_max.max(percent);
+                usage.cpu_percent_max = usage.cpu_percent_max.max(percent);
             }
             self.last = (now, cpu);
         }
-        if let Some(memory) = proc_stat::memory(self.process.pid) {
-            let resident = memory.resident_bytes as f64;
-            self.rss_sum += resident;
+        if let Some(memory) = proc_stat::memory(self.pid) {
             self.rss_samples += 1.0;
-            self.rss_peak_bytes = memory.peak_bytes;
+            let more = memory.resident_bytes as f64 - usage.rss_average_bytes;
+            usage.rss_average_bytes += more / self.rss_samples;
+            usage.rss_peak_bytes = memory.peak_bytes;
         }
     }
 
     fn finish(self) -> ProcessUsage {
-        let cpu = self.last.1.since(self.started.1);
+        let mut usage = self.usage;
+        usage.cpu = self.last.1.since(self.started.1);
         let seconds = (self.last.0 - self.started.0).as_secs_f64();
-        let cpu_percent_average = if seconds > 0.0 {
-            cpu.seconds() / seconds * 100.0
-        } else {
-            0.0
-        };
-        ProcessUsage {
-            role: self.process.role,
-            command: self.process.command_line,
-            cpu,
-            cpu_percent_average,
-            // No sample can be busier than all of them, but for the rounding to ticks.
-            cpu_percent_max: self.cpu_percent_max.max(cpu_percent_average),
-            rss_average_bytes: self.rss_sum / self.rss_samples.max(1.0),
-            rss_peak_bytes: self.rss_peak_bytes,
+        if seconds > 0.0 {
+            usage.cpu_percent_average = usage.cpu.seconds() / seconds * 100.0;
         }
+        // No sample can be busier than all of them, but for the rounding to ticks.
+        usage.cpu_percent_max = usage.cpu_percent_max.max(usage.cpu_percent_average);
+        usage
     }
 }
 
@@ -260,17 +234,18 @@ impl Track {
 mod tests {
     use super::*;
 
-    fn this_process() -> Metered {
-        Metered {
-            role: Role::Server,
-            pid: std::process::id(),
-            command_line: "this test".into(),
-        }
+    fn metered(role: Role, pid: u32) -> Meter {
+        let command_line = "this test".into();
+        Meter::start(&[Metered {
+            role,
+            pid,
+            command_line,
+        }])
     }
 
     #[test]
     fn work_and_memory_are_seen() {
-        let meter = Meter::start(&[this_process()]);
+        let meter = metered(Role::Server, std::process::id());
         let mut memory = vec![0_u8; 32 << 20];
         let until = Instant::now() + Duration::from_millis(300);
         while Instant::now() < until {
@@ -287,22 +262,14 @@ mod tests {
 
     #[test]
     fn load_is_no_part_of_the_tunnel() {
-        let load = Metered {
-            role: Role::Load,
-            ..this_process()
-        };
-        let usage = Meter::start(&[load]).stop();
+        let usage = metered(Role::Load, std::process::id()).stop();
         assert_eq!(usage.tunnel_cpu_seconds(), 0.0);
         assert!(!usage.has_tunnel());
     }
 
     #[test]
     fn a_process_that_never_was_has_used_nothing() {
-        let gone = Metered {
-            pid: u32::MAX,
-            ..this_process()
-        };
-        let usage = Meter::start(&[gone]).stop();
+        let usage = metered(Role::Server, u32::MAX).stop();
         assert_eq!(usage.processes[0].cpu.seconds(), 0.0);
         assert_eq!(usage.processes[0].rss_peak_bytes, 0);
     }

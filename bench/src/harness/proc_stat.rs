@@ -6,22 +6,18 @@ use serde::Serialize;
 
 /// CPU time of a process, all of its threads together, also those that have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct CpuTime {
-    /// Seconds in user space.
-    pub user_seconds: f64,
-    /// Seconds in the kernel on behalf of the process.
-    pub system_seconds: f64,
+pub(crate) struct CpuTime {
+    pub(crate) user_seconds: f64,
+    pub(crate) system_seconds: f64,
 }
 
 impl CpuTime {
-    /// Both together.
-    pub fn seconds(self) -> f64 {
+    pub(crate) fn seconds(self) -> f64 {
         self.user_seconds + self.system_seconds
     }
 
-    /// What was used since `earlier`.
     #[must_use]
-    pub fn since(self, earlier: Self) -> Self {
+    pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             user_seconds: self.user_seconds - earlier.user_seconds,
             system_seconds: self.system_seconds - earlier.system_seconds,
@@ -29,13 +25,11 @@ impl CpuTime {
     }
 }
 
-/// Memory of a process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Bytes in memory now.
-    pub resident_bytes: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) resident_bytes: u64,
     /// The most so far, or since [`reset_peak`].
-    pub peak_bytes: u64,
+    pub(crate) peak_bytes: u64,
 }
 
 fn process(pid: u32) -> Option<Process> {
@@ -51,7 +45,7 @@ fn seconds(ticks: u64) -> f64 {
 }
 
 /// CPU time of a process; `None` if it is gone.
-pub fn cpu_time(pid: u32) -> Option<CpuTime> {
+pub(crate) fn cpu_time(pid: u32) -> Option<CpuTime> {
     let stat = stat(pid)?;
     Some(CpuTime {
         user_seconds: seconds(stat.utime),
@@ -60,14 +54,14 @@ pub fn cpu_time(pid: u32) -> Option<CpuTime> {
 }
 
 /// CPU seconds of a process and of its children that have ended and been waited for.
-pub fn cpu_seconds_with_children(pid: u32) -> Option<f64> {
+pub(crate) fn cpu_seconds_with_children(pid: u32) -> Option<f64> {
     let stat = stat(pid)?;
     let children = stat.cutime.cast_unsigned() + stat.cstime.cast_unsigned();
     Some(seconds(stat.utime + stat.stime + children))
 }
 
 /// Memory of a process; `None` if it is gone.
-pub fn memory(pid: u32) -> Option<Memory> {
+pub(crate) fn memory(pid: u32) -> Option<Memory> {
     let status = process(pid)?.status().ok()?;
     Some(Memory {
         resident_bytes: status.vmrss? * 1_024,
@@ -76,20 +70,20 @@ pub fn memory(pid: u32) -> Option<Memory> {
 }
 
 /// How many files a process has open; none if it is gone.
-pub fn descriptors(pid: u32) -> usize {
+pub(crate) fn descriptors(pid: u32) -> usize {
     process(pid).map_or(0, |it| it.fd_count().unwrap_or(0))
 }
 
 /// How often the threads of a process have gone to sleep, and so been woken again, since they
 /// began. Threads that have ended are not counted. `None` if it is gone.
-pub fn wake_ups(pid: u32) -> Option<u64> {
+pub(crate) fn wake_ups(pid: u32) -> Option<u64> {
     let tasks = process(pid)?.tasks().ok()?;
     let statuses = tasks.flatten().filter_map(|task| task.status().ok());
     Some(statuses.filter_map(|it| it.voluntary_ctxt_switches).sum())
 }
 
 /// Lets the peak of a process start again from its present memory. Only its owner may.
-pub fn reset_peak(pid: u32) {
+pub(crate) fn reset_peak(pid: u32) {
     // "Reset the peak resident set size", from the kernel's documentation of
     // `/proc/PID/clear_refs`.
     let _refused = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
@@ -97,7 +91,7 @@ pub fn reset_peak(pid: u32) {
 
 /// CPU seconds that the whole machine has spent on anything; those that were stolen, and those of
 /// guests, are not ours to explain.
-pub fn machine_busy_seconds() -> Option<f64> {
+pub(crate) fn machine_busy_seconds() -> Option<f64> {
     let all = KernelStats::current().ok()?.total;
     let interrupts = all.irq.unwrap_or(0) + all.softirq.unwrap_or(0);
     Some(seconds(all.user + all.nice + all.system + interrupts))

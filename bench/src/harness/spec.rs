@@ -3,117 +3,112 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A kind of tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// No tunnel: visitors reach the service itself.
-    Raw,
-    /// This project's.
-    QmuxDp,
-    /// The same with its lanes over TLS instead of QUIC.
-    QmuxDpTls,
-    /// The baseline with quinn's defaults.
-    QuinnDp,
-    /// The baseline with qmux-dp's settings, and cubic: what it is best with where little is lost.
-    QuinnDpTuned,
-    /// The same with quinn's BBR, for links that lose packets.
-    QuinnDpBbr,
-    /// rathole in plain text.
-    Rathole,
-    /// rathole with its noise transport.
-    RatholeNoise,
-}
+use anyhow::{Context as _, Error, Result, ensure};
 
-const KINDS: [(&str, Kind); 8] = [
-    ("raw", Kind::Raw),
-    ("qmux-dp", Kind::QmuxDp),
-    ("qmux-dp-tls", Kind::QmuxDpTls),
-    ("quinn-dp", Kind::QuinnDp),
-    ("quinn-dp-tuned", Kind::QuinnDpTuned),
-    ("quinn-dp-bbr", Kind::QuinnDpBbr),
-    ("rathole", Kind::Rathole),
-    ("rathole-noise", Kind::RatholeNoise),
-];
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    name: &'static str,
+    /// `None` if there is no tunnel: visitors reach the service itself.
+    program: Option<&'static str>,
+    /// A line of dp.toml that this kind has unless its key is set: section, key, value.
+    pub(super) own: Option<(&'static str, &'static str, &'static str)>,
+    /// Whether the baseline gets qmux-dp's settings.
+    pub(super) is_tuned: bool,
+}
 
 impl Kind {
-    fn program_name(self) -> Option<&'static str> {
-        match self {
-            Self::Raw => None,
-            Self::QmuxDp | Self::QmuxDpTls => Some("qmux-dp"),
-            Self::QuinnDp | Self::QuinnDpTuned | Self::QuinnDpBbr => Some("quinn-dp"),
-            Self::Rathole | Self::RatholeNoise => Some("rathole"),
+    const fn new(name: &'static str, program: Option<&'static str>) -> Self {
+        Self {
+            name,
+            program,
+            own: None,
+            is_tuned: false,
         }
     }
 
-    /// Whether it is configured by dp.toml.
-    pub fn reads_dp_toml(self) -> bool {
-        !matches!(self, Self::Raw | Self::Rathole | Self::RatholeNoise)
+    const fn with(mut self, section: &'static str, key: &'static str, value: &'static str) -> Self {
+        self.own = Some((section, key, value));
+        self
     }
 
-    /// The congestion control that it gets unless it is told another. quinn's BBR is experimental
-    /// and varies by a factor of three between runs on loopback, where cubic does not.
-    pub(super) fn congestion_control(self) -> Option<&'static str> {
-        match self {
-            Self::QuinnDpTuned => Some("cubic"),
-            Self::QuinnDpBbr => Some("bbr2"),
-            _ => None,
-        }
+    const fn tuned(mut self) -> Self {
+        self.is_tuned = true;
+        self
     }
 
-    /// Whether the baseline gets qmux-dp's settings.
-    pub(super) fn is_tuned(self) -> bool {
-        matches!(self, Self::QuinnDpTuned | Self::QuinnDpBbr)
+    pub(crate) fn is_raw(&self) -> bool {
+        self.program.is_none()
+    }
+
+    pub(super) fn is_qmux_dp(&self) -> bool {
+        self.program == Some(QMUX_DP)
+    }
+
+    pub(super) fn is_rathole(&self) -> bool {
+        self.program == Some("rathole")
+    }
+
+    /// Whether it is rathole with its noise transport rather than in plain text.
+    pub(super) fn has_noise(&self) -> bool {
+        self.name == NOISE
     }
 }
+
+const QMUX_DP: &str = "qmux-dp";
+const NOISE: &str = "rathole-noise";
+
+/// All of them. The tuned baseline has cubic, for quinn's BBR is experimental and varies by a
+/// factor of three between runs on loopback, where cubic does not; it has BBR of its own for links
+/// that lose packets.
+static KINDS: [Kind; 8] = [
+    Kind::new("raw", None),
+    Kind::new("qmux-dp", Some(QMUX_DP)),
+    Kind::new("qmux-dp-tls", Some(QMUX_DP)).with("client.servers", "transport", "tls"),
+    Kind::new("quinn-dp", Some("quinn-dp")),
+    Kind::new("quinn-dp-tuned", Some("quinn-dp"))
+        .with("quic", "congestion_control", "cubic")
+        .tuned(),
+    Kind::new("quinn-dp-bbr", Some("quinn-dp"))
+        .with("quic", "congestion_control", "bbr2")
+        .tuned(),
+    Kind::new("rathole", Some("rathole")),
+    Kind::new(NOISE, Some("rathole")),
+];
 
 /// One tunnel under test: `KIND`, `LABEL=KIND` or `LABEL=KIND:PROGRAM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// What reports call it.
-    pub label: String,
-    /// What it is.
-    pub kind: Kind,
+    pub(crate) label: String,
+    pub(crate) kind: &'static Kind,
     program: Option<PathBuf>,
 }
 
-/// Why a tunnel was not understood.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SpecError {
-    /// There is no such kind.
-    #[error("unknown tunnel {0:?}; there are {known}", known = KINDS.map(|(name, _)| name).join(", "))]
-    UnknownKind(String),
-    /// The label is empty.
-    #[error("{0:?} has an empty label; write LABEL=KIND or LABEL=KIND:PROGRAM")]
-    EmptyLabel(String),
-    /// A program was named where there is none.
-    #[error("{0:?} names a program, but raw means that there is none")]
-    RawProgram(String),
-}
-
 impl FromStr for Spec {
-    type Err = SpecError;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (label, rest) = match text.split_once('=') {
-            Some((label, rest)) => (Some(label), rest),
-            None => (None, text),
-        };
-        let (name, program) = match rest.split_once(':') {
-            Some((name, program)) => (name, Some(PathBuf::from(program))),
-            None => (rest, None),
-        };
-        let Some((_, kind)) = KINDS.into_iter().find(|(known, _)| *known == name) else {
-            return Err(SpecError::UnknownKind(name.to_owned()));
-        };
-        let label = label.unwrap_or(name);
-        if label.is_empty() {
-            return Err(SpecError::EmptyLabel(text.to_owned()));
-        }
-        if kind == Kind::Raw && program.is_some() {
-            return Err(SpecError::RawProgram(text.to_owned()));
-        }
+    fn from_str(text: &str) -> Result<Self> {
+        let (label, rest) = text
+            .split_once('=')
+            .map_or((None, text), |(label, rest)| (Some(label), rest));
+        let (name, program) = rest
+            .split_once(':')
+            .map_or((rest, None), |(name, program)| (name, Some(program.into())));
+        let kind = KINDS.iter().find(|kind| kind.name == name);
+        let kind = kind.with_context(|| {
+            let known = KINDS.each_ref().map(|kind| kind.name).join(", ");
+            format!("unknown tunnel {name:?}; there are {known}")
+        })?;
+        let label = label.unwrap_or(name).to_owned();
+        ensure!(
+            !label.is_empty(),
+            "{text:?} has an empty label; write LABEL=KIND or LABEL=KIND:PROGRAM"
+        );
+        ensure!(
+            !kind.is_raw() || program.is_none(),
+            "{text:?} names a program, but raw means that there is none"
+        );
         Ok(Self {
-            label: label.to_owned(),
+            label,
             kind,
             program,
         })
@@ -122,22 +117,19 @@ impl FromStr for Spec {
 
 impl Spec {
     /// Whether a program was named, which may be another build than this one.
-    pub fn names_program(&self) -> bool {
+    pub(crate) fn names_program(&self) -> bool {
         self.program.is_some()
     }
 
     /// The program of this tunnel: the one that was named, else one beside this program, else one
     /// in `PATH`. `None` if there is none or needs to be none.
-    pub fn program(&self, beside: &Path) -> Option<PathBuf> {
+    pub(crate) fn program(&self, beside: &Path) -> Option<PathBuf> {
         if let Some(program) = &self.program {
             return Some(program.clone());
         }
-        let name = self.kind.program_name()?;
-        let built = beside.join(name);
-        if built.is_file() {
-            return Some(built);
-        }
-        qmux_harness::find(name)
+        let name = self.kind.program?;
+        let built = Some(beside.join(name)).filter(|it| it.is_file());
+        built.or_else(|| qmux_harness::find(name))
     }
 }
 
@@ -146,29 +138,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_its_own_label() {
-        let spec: Spec = "quinn-dp-tuned".parse().expect("a tunnel");
-        assert_eq!(
-            (spec.label.as_str(), spec.kind),
-            ("quinn-dp-tuned", Kind::QuinnDpTuned)
-        );
-        assert_eq!(spec.program, None);
-    }
-
-    #[test]
-    fn two_builds_of_one_kind_have_labels() {
-        let spec: Spec = "before=qmux-dp:/tmp/old/qmux-dp".parse().expect("a tunnel");
-        assert_eq!((spec.label.as_str(), spec.kind), ("before", Kind::QmuxDp));
-        let program = spec.program(Path::new("/nowhere"));
-        assert_eq!(program, Some(PathBuf::from("/tmp/old/qmux-dp")));
+    fn a_kind_is_its_own_label_and_two_builds_of_one_kind_have_others() {
+        let program = "/tmp/old/qmux-dp";
+        for (text, label, name, program) in [
+            ("quinn-dp-tuned", "quinn-dp-tuned", "quinn-dp-tuned", None),
+            (
+                "before=qmux-dp:/tmp/old/qmux-dp",
+                "before",
+                "qmux-dp",
+                Some(program),
+            ),
+        ] {
+            let spec: Spec = text.parse().expect("a tunnel");
+            assert_eq!((spec.label.as_str(), spec.kind.name), (label, name));
+            assert_eq!(spec.program, program.map(PathBuf::from));
+        }
     }
 
     #[test]
     fn mistakes_are_named() {
-        let error = "wireguard".parse::<Spec>().expect_err("no such kind");
-        assert!(error.to_string().contains("rathole-noise"), "{error}");
-        let error = "=raw".parse::<Spec>().expect_err("no label");
-        assert_eq!(error, SpecError::EmptyLabel("=raw".into()));
-        assert!("raw:/bin/true".parse::<Spec>().is_err());
+        for (text, wanted) in [
+            ("wireguard", "rathole-noise"),
+            ("=raw", "empty label"),
+            ("raw:/bin/true", "names a program"),
+        ] {
+            let error = text.parse::<Spec>().expect_err("a mistake");
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
     }
 }

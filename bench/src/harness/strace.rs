@@ -3,93 +3,95 @@
 //! A traced process stops twice for each call and is slow therefore: nothing else that is measured
 //! meanwhile means anything, and what a program does in batches it does in larger ones. Only counts
 //! per unit of work are taken from it.
+//!
+//! What a call is made for is told by its name alone, for strace that counts does not tell which
+//! socket a call was for. The programs measured here take `sendmsg` and `recvmsg` for UDP and the
+//! plain calls for TCP; where one does otherwise (rathole sends UDP by `sendto`), its calls stand
+//! in the other column, and the sum is right.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::BenchError;
+use anyhow::{Result, anyhow, ensure};
 use qmux_harness::{Launch, Program};
 
-/// How long strace may take to attach: it stops every thread of the process.
-const ATTACH_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long it may take to let go and to write what it has counted.
-const DETACH_LIMIT: Duration = Duration::from_secs(10);
+/// How long strace may take to attach (it stops every thread of the process), and how long to let
+/// go and to write what it has counted.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// What to do where strace may not attach.
 const HINT: &str = "strace could not attach; it needs root's rights or CAP_SYS_PTRACE (in a \
                     container also --cap-add SYS_PTRACE), or the same user and the sysctl \
                     kernel.yama.ptrace_scope = 0";
 
-/// How often a call was made.
+/// What calls are for: the metric, the head of its column, the names. All others are of the last
+/// kind. Submitting to io_uring is the call that waits.
+pub(crate) const KINDS: [(&str, &str, &str); 9] = [
+    ("wait", "enter, wait", WAITS),
+    ("udp_send", "UDP send", "sendmsg sendmmsg"),
+    ("udp_receive", "UDP receive", "recvmsg recvmmsg"),
+    ("tcp_send", "TCP send", "sendto writev"),
+    ("tcp_receive", "TCP receive", "recvfrom readv"),
+    ("begin", "accept, connect", BEGINS),
+    ("options", "options", OPTIONS),
+    ("end", "close", "close shutdown"),
+    (OTHER, "other", ""),
+];
+const OTHER: &str = "other";
+const WAITS: &str = "io_uring_enter epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6 \
+                     futex sched_yield nanosleep clock_nanosleep";
+const BEGINS: &str = "accept accept4 socket bind connect";
+const OPTIONS: &str = "setsockopt getsockopt fcntl ioctl getsockname getpeername";
+
+/// How often a call was made, and how often in vain, as where nothing was to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     /// Times, whether it succeeded or not.
     pub calls: u64,
-    /// Times that it returned an error, as where nothing was to be read.
-    pub failed: u64,
+    pub(crate) failed: u64,
 }
 
-impl std::iter::Sum for Count {
-    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
-        counts.fold(Self::default(), |sum, count| Self {
+/// The calls that a process has made, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Calls(BTreeMap<String, Count>);
+
+impl Calls {
+    /// The calls of a kind, by its metric's name.
+    pub fn of_kind(&self, kind: &str) -> Count {
+        self.sum(|call| kind_of(call) == kind)
+    }
+
+    /// All calls.
+    pub fn all(&self) -> Count {
+        self.sum(|_| true)
+    }
+
+    fn sum(&self, wanted: impl Fn(&str) -> bool) -> Count {
+        let counts = self.0.iter().filter(|(name, _)| wanted(name));
+        counts.fold(Count::default(), |sum, (_, count)| Count {
             calls: sum.calls + count.calls,
             failed: sum.failed + count.failed,
         })
     }
-}
 
-/// The calls that a process has made, by name.
-pub type Calls = BTreeMap<String, Count>;
-
-/// Counts from [`Tracer::attach`] to [`Tracer::detach`].
-#[derive(Debug)]
-pub struct Tracer {
-    strace: Program,
-}
-
-impl Tracer {
-    /// Attaches to all threads of a process and returns when every call is counted.
-    pub fn attach(name: &str, pid: u32) -> Result<Self, BenchError> {
-        let strace = Launch::new(&format!("strace of {name}"), "strace")
-            .args(["-c", "-f", "-p", &pid.to_string()])
-            .start()?;
-        let attached = strace.wait_for_line("its attachment", ATTACH_LIMIT, is_attached);
-        match attached {
-            Ok(_) => Ok(Self { strace }),
-            Err(error) => Err(BenchError::Failed(format!("{HINT}: {error}"))),
-        }
-    }
-
-    /// Lets go, and returns what was counted.
-    pub fn detach(mut self) -> Result<Calls, BenchError> {
-        if !self.strace.terminate(DETACH_LIMIT) {
-            return Err(BenchError::TimedOut {
-                what: "strace's end".into(),
-                limit: DETACH_LIMIT,
-                log: String::new(),
-            });
-        }
-        let lines = self.strace.lines();
-        Ok(parse(lines.iter().map(String::as_str)))
+    /// The table that `strace -c` prints.
+    pub(crate) fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(lines.into_iter().filter_map(parse_line).collect())
     }
 }
 
-fn is_attached(line: &str) -> bool {
-    line.contains(" attached")
+fn kind_of(call: &str) -> &'static str {
+    let mut kinds = KINDS.iter();
+    let known = kinds.find(|(.., names)| names.split(' ').any(|name| name == call));
+    known.map_or(OTHER, |(kind, ..)| kind)
 }
 
-/// The table that `strace -c` prints: share, seconds, µs per call, calls, errors if there are any,
-/// name.
-fn parse<'a>(lines: impl IntoIterator<Item = &'a str>) -> Calls {
-    lines.into_iter().filter_map(parse_line).collect()
-}
-
+/// Share, seconds, µs per call, calls, errors if there are any, name.
 fn parse_line(line: &str) -> Option<(String, Count)> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let (calls, failed, name) = match words.as_slice() {
-        [_, _, _, calls, name] => (calls, "0", name),
-        [_, _, _, calls, failed, name] => (calls, *failed, name),
+        [_, _, _, calls, name] => (calls, "0", *name),
+        [_, _, _, calls, failed, name] => (calls, *failed, *name),
         _ => return None,
     };
     // The share is a number in every line of the table but its head and its rules; the last line is
@@ -99,7 +101,35 @@ fn parse_line(line: &str) -> Option<(String, Count)> {
         calls: calls.parse().ok()?,
         failed: failed.parse().ok()?,
     };
-    (*name != "total").then(|| ((*name).to_owned(), count))
+    (name != "total").then(|| (name.to_owned(), count))
+}
+
+/// Counts from [`Tracer::attach`] to [`Tracer::detach`].
+#[derive(Debug)]
+pub struct Tracer(Program);
+
+impl Tracer {
+    /// Attaches to all threads of a process and returns when every call is counted.
+    pub fn attach(name: &str, pid: u32) -> Result<Self> {
+        let strace = Launch::new(&format!("strace of {name}"), "strace")
+            .words(&format!("-c -f -p {pid}"))
+            .start()?;
+        strace
+            .wait_for_line("its attachment", LIMIT, is_attached)
+            .map_err(|error| anyhow!("{HINT}: {error}"))?;
+        Ok(Self(strace))
+    }
+
+    /// Lets go, and returns what was counted.
+    pub fn detach(mut self) -> Result<Calls> {
+        let ended = self.0.terminate(LIMIT);
+        ensure!(ended, "strace's end took longer than {LIMIT:?}");
+        Ok(Calls::parse(self.0.lines().iter().map(String::as_str)))
+    }
+}
+
+fn is_attached(line: &str) -> bool {
+    line.contains(" attached")
 }
 
 #[cfg(test)]
@@ -120,24 +150,37 @@ strace: Process 4242 detached
 
     #[test]
     fn calls_are_read_from_the_table() {
-        let calls = parse(TABLE.lines());
-        assert_eq!(calls.len(), 3);
-        let (calls_made, failed) = (610, 305);
-        let receive = Count {
-            calls: calls_made,
-            failed,
+        let calls = Calls::parse(TABLE.lines());
+        assert_eq!(calls.0.len(), 3);
+        let of = |kind| {
+            let count = calls.of_kind(kind);
+            (count.calls, count.failed)
         };
-        assert_eq!(calls["recvfrom"], receive);
-        assert_eq!(calls["sendmsg"].failed, 0);
+        assert_eq!([of("tcp_receive"), of("udp_send")], [(610, 305), (305, 0)]);
+    }
+
+    #[test]
+    fn the_kinds_add_up_to_all() {
+        let name = |names: &str| names.split(' ').next_back().map(str::to_owned);
+        let lines: Vec<String> = (1..)
+            .zip(KINDS)
+            .map(|(count, (.., names))| {
+                let name = name(names).filter(|it| !it.is_empty());
+                format!("1 1 1 {count} 1 {}", name.unwrap_or("madvise".into()))
+            })
+            .collect();
+        let calls = Calls::parse(lines.iter().map(String::as_str));
+        let counts = KINDS.map(|(kind, ..)| calls.of_kind(kind).calls);
+        assert_eq!(counts, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!((calls.all().calls, calls.all().failed), (45, 9));
     }
 
     #[test]
     fn only_the_line_that_says_so_is_an_attachment() {
         let lines: Vec<&str> = TABLE.lines().filter(|line| is_attached(line)).collect();
         assert_eq!(lines, ["strace: Process 4242 attached with 5 threads"]);
-        assert!(!is_attached(
-            "strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted"
-        ));
+        let refused = "strace: attach: ptrace(PTRACE_SEIZE, 1): Operation not permitted";
+        assert!(!is_attached(refused));
     }
 
     #[test]

@@ -5,15 +5,16 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
+use qmux_harness::{Error, Launch, Program, Where, counters, ports, says_ready};
 use serde::Serialize;
 
 use super::cpus::{self, Layout};
 use super::meter::{Metered, Role};
 use super::place::Place;
 use super::site::{self, Addresses, Overrides, Site};
-use super::spec::{Kind, Spec};
-use super::{BenchError, callgrind, rathole};
-use qmux_harness::{Launch, Program, Where, counters, ports, says_ready};
+use super::spec::Spec;
+use super::{callgrind, rathole};
 
 /// How long a program may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -42,26 +43,22 @@ pub enum Placement {
 /// How tunnels are set up.
 #[derive(Debug)]
 pub struct Setup {
-    /// Where the programs are.
-    pub programs: PathBuf,
-    /// Where they run.
-    pub place: Place,
+    pub(crate) programs: PathBuf,
+    pub(crate) place: Place,
     /// Which CPUs they get.
     pub placement: Placement,
-    /// Settings to try out.
-    pub overrides: Overrides,
-    /// Their certificates and configs.
-    pub site: Site,
+    pub(crate) overrides: Overrides,
+    pub(crate) site: Site,
     /// Whether qmux-dp's server is to have an admin endpoint, to be asked while it runs.
     pub admin: bool,
     /// Whether the programs run under valgrind, so that their instructions can be counted.
-    pub by_instructions: bool,
+    pub(crate) by_instructions: bool,
 }
 
 impl Setup {
     /// With programs that are where this one is unless they are named, on any CPUs, with an admin
     /// endpoint: for what is no comparison.
-    pub fn new(programs: Option<&PathBuf>, place: Place) -> Result<Self, BenchError> {
+    pub fn new(programs: Option<&PathBuf>, place: Place) -> Result<Self> {
         Ok(Self {
             programs: programs.map_or_else(qmux_harness::own_directory, Clone::clone),
             place,
@@ -73,8 +70,7 @@ impl Setup {
         })
     }
 
-    /// Who runs where, with so many cores on each side.
-    pub fn layout(&self, cores: usize) -> Layout {
+    pub(crate) fn layout(&self, cores: usize) -> Layout {
         match self.placement {
             Placement::Apart => Layout::apart(&cpus::allowed(), cores),
             Placement::Free => Layout::default(),
@@ -88,151 +84,139 @@ pub struct Tunnel {
     /// Where visitors go.
     pub visit: SocketAddr,
     /// The server's admin endpoint, if it has one.
-    pub admin: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
     // In this order: the client ends first, so that the server does not wait for it.
     client: Option<Program>,
     server: Option<Program>,
-    client_launch: Option<Launch>,
 }
 
 /// What a tunnel's programs told at their end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Farewell {
+pub(crate) struct Farewell {
     /// Counters of the server, added up over its cores.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub server_counters: BTreeMap<String, u64>,
-    /// Counters of the client, added up over its cores.
+    pub(crate) server_counters: BTreeMap<String, u64>,
+    /// The same of the client.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub client_counters: BTreeMap<String, u64>,
+    pub(crate) client_counters: BTreeMap<String, u64>,
     /// Warnings and errors, and that a program had to be killed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub complaints: Vec<String>,
+    pub(crate) complaints: Vec<String>,
 }
 
 impl Tunnel {
     /// Sets a tunnel up to this service and waits until both of its sides say that they are ready.
-    pub fn start(
-        spec: &Spec,
-        setup: &Setup,
-        cores: usize,
-        service: SocketAddr,
-    ) -> Result<Self, BenchError> {
-        if spec.kind == Kind::Raw {
+    pub fn start(spec: &Spec, setup: &Setup, cores: usize, service: SocketAddr) -> Result<Self> {
+        if spec.kind.is_raw() {
             return Ok(Self {
                 visit: service,
                 admin: None,
                 client: None,
                 server: None,
-                client_launch: None,
             });
         }
+        let is_clash = |error: &anyhow::Error| match error.downcast_ref() {
+            Some(Error::Ended { log, .. }) => log.contains("in use"),
+            _ => false,
+        };
         for _ in 1..STARTS_MAX {
             match Self::start_once(spec, setup, cores, service) {
-                Err(BenchError::Ended { log, .. }) if log.contains("in use") => {}
+                Err(error) if is_clash(&error) => {}
                 result => return result,
             }
         }
         Self::start_once(spec, setup, cores, service)
     }
 
-    fn start_once(
-        spec: &Spec,
-        setup: &Setup,
-        cores: usize,
-        service: SocketAddr,
-    ) -> Result<Self, BenchError> {
-        let has_admin = setup.admin && matches!(spec.kind, Kind::QmuxDp | Kind::QmuxDpTls);
+    fn start_once(spec: &Spec, setup: &Setup, cores: usize, service: SocketAddr) -> Result<Self> {
+        let has_admin = setup.admin && spec.kind.is_qmux_dp();
+        let port = || ports::free(setup.place.server_ip);
         let addresses = Addresses {
-            admin: has_admin
-                .then(|| ports::free(setup.place.server_ip))
-                .transpose()?,
-            quic: ports::free(setup.place.server_ip)?,
-            traffic: ports::free(setup.place.server_ip)?,
+            admin: has_admin.then(port).transpose()?,
+            quic: port()?,
+            traffic: port()?,
             service,
         };
-        let launches = launches(spec, setup, cores, &addresses)?;
-        let is_ours = spec.kind.reads_dp_toml();
-        let start = |launch: &Launch| {
-            let program = launch.start()?;
-            if is_ours {
-                program.wait_for_line("readiness", READY_LIMIT, says_ready)?;
-            }
-            Ok::<_, BenchError>(program)
-        };
-        let server = start(&launches.server)?;
-        let client = start(&launches.client)?;
-        if !is_ours {
+        let [server, client] = launches(spec, setup, cores, &addresses)?;
+        let server = server.start()?;
+        let client = if spec.kind.is_rathole() {
             // Both write a line once they are connected, each in its own words; a service without
             // one is not served.
+            let client = client.start()?;
             let connected = |line: &str| line.contains("Control channel established");
             client.wait_for_line("its connection", READY_LIMIT, connected)?;
-        }
+            client
+        } else {
+            server.wait_for_line("readiness", READY_LIMIT, says_ready)?;
+            start_client(&client)?
+        };
         Ok(Self {
             visit: addresses.traffic,
             admin: addresses.admin,
             client: Some(client),
             server: Some(server),
-            client_launch: Some(launches.client),
         })
     }
 
     /// Its processes, to be metered.
     pub fn processes(&self) -> Vec<Metered> {
         let roles = [(Role::Server, &self.server), (Role::Client, &self.client)];
-        roles
-            .into_iter()
-            .filter_map(|(role, program)| Some((role, program.as_ref()?)))
-            .map(|(role, program)| Metered {
-                role,
-                pid: program.pid(),
-                command_line: program.command_line().to_owned(),
-            })
+        let programs = roles.into_iter();
+        programs
+            .filter_map(|(role, program)| Some(Metered::of(role, program.as_ref()?)))
             .collect()
     }
 
-    /// The process of one side.
-    pub fn pid(&self, role: Role) -> Option<u32> {
+    pub(crate) fn pid(&self, role: Role) -> Option<u32> {
         let process = self.processes().into_iter().find(|it| it.role == role);
         process.map(|it| it.pid)
     }
 
     /// Starts one more client of the same kind and waits until it is ready. It is killed when it is
     /// dropped.
-    pub fn another_client(&self) -> Result<Program, BenchError> {
-        let none = || BenchError::Failed("without a tunnel there is no client".into());
-        let client = self.client_launch.as_ref().ok_or_else(none)?.start()?;
-        client.wait_for_line("readiness", READY_LIMIT, says_ready)?;
-        Ok(client)
+    pub(crate) fn another_client(&self) -> Result<Program> {
+        let client = self.client.as_ref();
+        start_client(
+            client
+                .context("without a tunnel there is no client")?
+                .launch(),
+        )
     }
 
-    /// Ends it.
-    pub fn stop(mut self) -> Farewell {
+    pub(crate) fn stop(mut self) -> Farewell {
         let mut farewell = Farewell::default();
         // Before the end: that one side is gone is no complaint then.
-        farewell.take_complaints("server", self.server.as_ref());
-        farewell.take_complaints("client", self.client.as_ref());
-        if let Some(client) = &mut self.client {
-            farewell.client_counters = farewell.end("client", client);
+        for (role, program) in [("server", &self.server), ("client", &self.client)] {
+            let lines = program.as_ref().map(Program::lines).unwrap_or_default();
+            let complains = |line: &&String| line.contains(" WARN ") || line.contains("ERROR");
+            let lines = lines.iter().filter(complains).take(COMPLAINTS_MAX);
+            let lines = lines.map(|line| format!("{role}: {line}"));
+            farewell.complaints.extend(lines);
         }
-        if let Some(server) = &mut self.server {
-            farewell.server_counters = farewell.end("server", server);
-        }
+        farewell.client_counters = farewell.end("client", self.client.as_mut());
+        farewell.server_counters = farewell.end("server", self.server.as_mut());
         farewell
     }
 }
 
+fn start_client(launch: &Launch) -> Result<Program> {
+    let client = launch.start()?;
+    client.wait_for_line("readiness", READY_LIMIT, says_ready)?;
+    Ok(client)
+}
+
 impl Farewell {
-    fn take_complaints(&mut self, role: &str, program: Option<&Program>) {
-        let lines = program.map(Program::lines).unwrap_or_default();
-        let complaints = lines
-            .iter()
-            .filter(|line| line.contains(" WARN ") || line.contains("ERROR"))
-            .take(COMPLAINTS_MAX)
-            .map(|line| format!("{role}: {line}"));
-        self.complaints.extend(complaints);
+    pub(crate) fn sides(&self) -> [(&'static str, &BTreeMap<String, u64>); 2] {
+        [
+            ("server", &self.server_counters),
+            ("client", &self.client_counters),
+        ]
     }
 
-    fn end(&mut self, role: &str, program: &mut Program) -> BTreeMap<String, u64> {
+    fn end(&mut self, role: &str, program: Option<&mut Program>) -> BTreeMap<String, u64> {
+        let Some(program) = program else {
+            return BTreeMap::new();
+        };
         if !program.terminate(END_LIMIT) {
             let killed = format!("{role}: still ran {END_LIMIT:?} after SIGTERM and was killed");
             self.complaints.push(killed);
@@ -242,26 +226,16 @@ impl Farewell {
     }
 }
 
-/// How both sides are started.
-struct Launches {
-    server: Launch,
-    client: Launch,
-}
-
 /// The settings to try out, with what this kind of tunnel has of its own.
 fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
-    const KEY: &str = "congestion_control";
     let mut overrides = setup.overrides.clone();
-    let is_set = overrides
-        .of("quic")
-        .any(|line| line.trim_start().starts_with(KEY));
-    if let Some(name) = spec.kind.congestion_control()
-        && !is_set
-    {
-        overrides.add("quic", format!("{KEY} = \"{name}\""));
-    }
-    if spec.kind == Kind::QmuxDpTls {
-        overrides.add("client.servers", "transport = \"tls\"");
+    if let Some((section, key, value)) = spec.kind.own {
+        let mut lines = overrides.of(section);
+        let is_set = lines.any(|line| line.trim_start().starts_with(key));
+        drop(lines);
+        if !is_set {
+            overrides.add(section, format!("{key} = \"{value}\""));
+        }
     }
     overrides
 }
@@ -271,64 +245,44 @@ fn launches(
     setup: &Setup,
     cores: usize,
     addresses: &Addresses,
-) -> Result<Launches, BenchError> {
-    let missing = || {
-        let label = &spec.label;
-        let programs = setup.programs.display();
-        BenchError::Failed(format!(
-            "{label}: its program is neither in {programs} nor in PATH"
-        ))
+) -> Result<[Launch; 2]> {
+    let program = spec.program(&setup.programs).with_context(|| {
+        let (label, programs) = (&spec.label, setup.programs.display());
+        format!("{label}: its program is neither in {programs} nor in PATH")
+    })?;
+    let is_rathole = spec.kind.is_rathole();
+    let [server, client] = if is_rathole {
+        let keys = spec
+            .kind
+            .has_noise()
+            .then(|| rathole::Keys::generate(&program));
+        rathole::configs(addresses, keys.transpose()?.as_ref())
+    } else {
+        site::configs(addresses, &overrides(spec, setup))
     };
-    let program = spec.program(&setup.programs).ok_or_else(missing)?;
-    let layout = setup.layout(cores);
-    let server_place = Where {
-        cpus: layout.server,
-        namespace: None,
-    };
-    let client_place = Where {
-        cpus: layout.client,
-        namespace: setup.place.far_namespace.clone(),
-    };
-    let (server_config, client_config, args): (String, String, Vec<String>) = match spec.kind {
-        Kind::Rathole | Kind::RatholeNoise => {
-            let keys = match spec.kind {
-                Kind::RatholeNoise => Some(rathole::Keys::generate(&program)?),
-                _ => None,
-            };
-            let server = rathole::server_toml(addresses, keys.as_ref());
-            (
-                server,
-                rathole::client_toml(addresses, keys.as_ref()),
-                Vec::new(),
-            )
-        }
-        _ => {
-            let mut args = vec!["--cores".to_owned(), cores.to_string()];
-            if spec.kind.is_tuned() {
-                args.push("--tuned".to_owned());
-            }
-            let overrides = &overrides(spec, setup);
-            let server = site::server_toml(addresses, overrides);
-            (server, site::client_toml(addresses, overrides), args)
-        }
-    };
-    let launch = |role: &str, config: &str, place: Where| {
+    let launch = |role: &str, config: &str, cpus: Vec<usize>, namespace: Option<String>| {
         let file = setup.site.write(&format!("{role}.toml"), config)?;
         let mut launch = Launch::new(&format!("{}'s {role}", spec.label), &program);
         if setup.by_instructions {
             launch = launch.under(callgrind::wrapping(setup.site.path()));
         }
-        let launch = if spec.kind.reads_dp_toml() {
-            launch.args(["--config".into(), file.into_os_string()])
+        if is_rathole {
+            launch = launch.words(&format!("--{role}")).args([file]);
         } else {
-            launch.args([format!("--{role}").into(), file.into_os_string()])
-        };
-        Ok::<_, BenchError>(launch.args(args.clone()).at(place))
+            launch = launch.args(["--config"]).args([file]);
+            launch = launch.words(&format!("--cores {cores}"));
+        }
+        if spec.kind.is_tuned {
+            launch = launch.args(["--tuned"]);
+        }
+        anyhow::Ok(launch.at(Where { cpus, namespace }))
     };
-    Ok(Launches {
-        server: launch("server", &server_config, server_place)?,
-        client: launch("client", &client_config, client_place)?,
-    })
+    let layout = setup.layout(cores);
+    let far = setup.place.far_namespace.clone();
+    Ok([
+        launch("server", &server, layout.server, None)?,
+        launch("client", &client, layout.client, far)?,
+    ])
 }
 
 #[cfg(test)]
@@ -342,31 +296,27 @@ mod tests {
 
     #[test]
     fn the_tuned_baseline_has_cubic_unless_told_otherwise() {
-        let tuned = "quinn-dp-tuned".parse().expect("a tunnel");
+        let of = |kind: &str, setup: &Setup| overrides(&kind.parse().expect("a tunnel"), setup);
         let mut setup = setup();
-        let list = overrides(&tuned, &setup).list();
+        let list = of("quinn-dp-tuned", &setup).list();
         assert_eq!(list, ["[quic] congestion_control = \"cubic\""]);
-        let ours = "qmux-dp".parse().expect("a tunnel");
-        assert!(overrides(&ours, &setup).list().is_empty());
+        assert!(of("qmux-dp", &setup).list().is_empty());
         setup.overrides.add("quic", "congestion_control = \"reno\"");
-        assert_eq!(overrides(&tuned, &setup), setup.overrides);
+        assert_eq!(of("quinn-dp-tuned", &setup), setup.overrides);
     }
 
     #[test]
-    fn raw_is_the_service_itself() {
+    fn raw_is_the_service_itself_and_a_program_that_is_missing_an_error() {
         let setup = setup();
         let service = SocketAddr::from(([127, 0, 0, 1], 9));
-        let raw = Tunnel::start(&"raw".parse().expect("raw"), &setup, 1, service).expect("up");
+        let start = |spec: &str| {
+            let spec = spec.parse().expect("a tunnel");
+            Tunnel::start(&spec, &setup, 1, service)
+        };
+        let raw = start("raw").expect("up");
         assert_eq!(raw.visit, service);
         assert!(raw.processes().is_empty());
         assert_eq!(raw.stop(), Farewell::default());
-
-        let missing = Tunnel::start(
-            &"qmux-dp:/nowhere/qmux-dp".parse().expect("a tunnel"),
-            &setup,
-            1,
-            service,
-        );
-        assert!(missing.is_err());
+        assert!(start("qmux-dp:/nowhere/qmux-dp").is_err());
     }
 }

@@ -1,14 +1,16 @@
 //! Bulk: as many bytes as go through, over some TCP connections, one way or the other.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
 
 use super::service::Service;
-use super::wire::{BULK_BUFFER_BYTES, Command};
-use crate::harness::BenchError;
+use super::wire::{self, Command};
 
 /// Which way bulk goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +23,8 @@ pub enum Way {
 
 /// Bulk that flows until it is dropped.
 #[derive(Debug)]
-pub struct Bulk {
+pub(crate) struct Bulk {
     way: Way,
-    /// Bytes that visitors have received.
     received: Arc<AtomicU64>,
     streams: Vec<TcpStream>,
     threads: Vec<JoinHandle<()>>,
@@ -31,7 +32,7 @@ pub struct Bulk {
 
 impl Bulk {
     /// Starts it. Bytes flow in the same moment.
-    pub fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self, BenchError> {
+    pub(crate) fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self> {
         let mut bulk = Self {
             way,
             received: Arc::default(),
@@ -39,8 +40,8 @@ impl Bulk {
             threads: Vec::new(),
         };
         for _ in 0..connections {
-            bulk.connect(visit)
-                .map_err(BenchError::io(format!("a bulk connection to {visit}")))?;
+            let connected = bulk.connect(visit);
+            connected.with_context(|| format!("a bulk connection to {visit}"))?;
         }
         Ok(bulk)
     }
@@ -53,25 +54,35 @@ impl Bulk {
         };
         stream.write_all(&[command.byte()])?;
         self.streams.push(stream.try_clone()?);
-        let (way, received) = (self.way, Arc::clone(&self.received));
-        self.threads.push(thread::spawn(move || match way {
-            Way::Up => send(stream),
-            Way::Down => receive(stream, &received),
+        let received = Arc::clone(&self.received);
+        self.threads.push(thread::spawn(move || match command {
+            Command::Discard => drop(wire::write_bulk(stream)),
+            _ => drop(wire::read_bulk(stream, &received)),
         }));
         Ok(())
     }
 
     /// Bytes that have arrived so far, wherever they arrive.
-    pub fn arrived_bytes(&self, service: &Service) -> u64 {
+    pub(crate) fn arrived_bytes(&self, service: &Service) -> u64 {
         match self.way {
             Way::Up => service.discarded_bytes(),
             Way::Down => self.received.load(Ordering::Relaxed),
         }
     }
 
-    /// Whether a connection has broken; then what is measured is not what was asked for.
-    pub fn is_broken(&self) -> bool {
-        self.threads.iter().any(JoinHandle::is_finished)
+    /// That no connection has broken; else what is measured is not what was asked for.
+    pub(crate) fn check(&self) -> Result<()> {
+        let is_broken = self.threads.iter().any(JoinHandle::is_finished);
+        ensure!(!is_broken, "a bulk connection broke");
+        Ok(())
+    }
+
+    /// Does something meanwhile. Returns also how many bytes have arrived, and in how many seconds.
+    pub(crate) fn beside<T>(&self, service: &Service, work: impl FnOnce() -> T) -> (T, f64, f64) {
+        let (start, before) = (Instant::now(), self.arrived_bytes(service));
+        let done = work();
+        let bytes = self.arrived_bytes(service) - before;
+        (done, bytes as f64, start.elapsed().as_secs_f64())
     }
 }
 
@@ -84,47 +95,5 @@ impl Drop for Bulk {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-    }
-}
-
-/// Writes until it cannot.
-fn send(mut stream: TcpStream) {
-    let buffer = vec![0x5a; BULK_BUFFER_BYTES];
-    while stream.write_all(&buffer).is_ok() {}
-}
-
-/// Reads until there is no more.
-fn receive(mut stream: TcpStream, received: &AtomicU64) {
-    let mut buffer = vec![0; BULK_BUFFER_BYTES];
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        received.fetch_add(read as u64, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::harness::place::Place;
-    use std::time::{Duration, Instant};
-
-    fn flows(way: Way) {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let bulk = Bulk::start(service.address, way, 2).expect("bulk");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while bulk.arrived_bytes(&service) < 8 << 20 {
-            assert!(Instant::now() < deadline, "nothing arrives");
-            thread::sleep(Duration::from_millis(1));
-        }
-        assert!(!bulk.is_broken());
-    }
-
-    #[test]
-    fn bytes_reach_the_service() {
-        flows(Way::Up);
-    }
-
-    #[test]
-    fn bytes_reach_the_visitor() {
-        flows(Way::Down);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::latency::Times;
+use super::latency::{Period, Recording, Times};
 use super::service::GREETING;
 use super::wire::{self, Command, MESSAGE_BYTES};
 
@@ -16,178 +16,107 @@ const VISIT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a visitor waits after a failure, so that failures are not the fastest visits.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(1);
 
-/// What a visitor comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Its message back.
+pub(crate) enum Ask {
     Echo,
     /// The first byte, which the service sends unasked.
     Greeting,
 }
 
-/// For how long visitors come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Period {
-    /// Before anything is recorded.
-    pub warm_up: Duration,
-    /// While it is.
-    pub measure: Duration,
-}
-
-impl Period {
-    /// Recorded from the first visitor on.
-    pub fn of(measure: Duration) -> Self {
-        Self {
-            warm_up: Duration::ZERO,
-            measure,
+impl Ask {
+    /// What is said, the command in front, and what is to be answered.
+    fn words(self) -> (&'static [u8], &'static [u8]) {
+        const REQUEST: [u8; MESSAGE_BYTES + 1] = {
+            let mut request = [0x5a; MESSAGE_BYTES + 1];
+            request[0] = Command::Echo.byte();
+            request
+        };
+        match self {
+            Self::Echo => (&REQUEST, REQUEST.split_at(1).1),
+            Self::Greeting => (&[], &[GREETING]),
         }
     }
-}
-
-/// What came of the visits.
-#[derive(Clone, Debug, Default)]
-pub struct Visits {
-    /// From the start of the connection to the last byte of the answer.
-    pub times: Times,
-    /// Visits that did not get their answer.
-    pub failed: u64,
-    /// How long they were recorded.
-    pub seconds: f64,
-}
-
-impl Visits {
-    /// Successful visits per second.
-    pub fn per_second(&self) -> f64 {
-        let count = self.times.count() as f64;
-        count / self.seconds
-    }
-
-    fn note<E>(&mut self, result: &Result<(), E>, start: Instant) {
-        match result {
-            Ok(()) => self.times.record(start.elapsed()),
-            Err(_) => self.failed += 1,
-        }
-    }
-
-    fn take(&mut self, other: &Self) {
-        self.times.merge(&other.times);
-        self.failed += other.failed;
-    }
-}
-
-/// The message that asks for an echo, with the command in front.
-fn request() -> [u8; MESSAGE_BYTES + 1] {
-    let mut request = [0x5a; MESSAGE_BYTES + 1];
-    request[0] = Command::Echo.byte();
-    request
 }
 
 fn check(answer: &[u8], wanted: &[u8]) -> io::Result<()> {
     if answer == wanted {
-        Ok(())
-    } else {
-        Err(io::Error::other("an answer is not what was asked for"))
+        return Ok(());
     }
+    Err(io::Error::other("an answer is not what was asked for"))
 }
 
-/// One visitor after the other.
-pub fn sequential(visit: SocketAddr, ask: Ask, period: Period) -> Visits {
-    let mut visits = Visits::default();
-    let recording = Instant::now() + period.warm_up;
-    let end = recording + period.measure;
-    loop {
-        let start = Instant::now();
-        if start >= end {
-            visits.seconds = (start - recording).as_secs_f64();
-            return visits;
-        }
+/// Visitors over and over, so many at a time: how long each took from the start of its connection
+/// to the last byte of the answer, and how many did not get it.
+pub(crate) fn visits(
+    visit: SocketAddr,
+    ask: Ask,
+    at_a_time: usize,
+    period: Period,
+) -> io::Result<Times> {
+    if at_a_time > 1 {
+        return concurrent(visit, ask, at_a_time, period);
+    }
+    let mut recording = period.begin();
+    while let Some(began) = recording.next() {
         let result = visit_once(visit, ask);
-        if start >= recording {
-            visits.note(&result, start);
-        }
+        recording.note(began, result.is_ok().then(|| began.elapsed()));
         if result.is_err() {
             std::thread::sleep(PAUSE_AFTER_FAILURE);
         }
     }
+    Ok(recording.times)
 }
 
 fn visit_once(visit: SocketAddr, ask: Ask) -> io::Result<()> {
+    let (request, wanted) = ask.words();
+    let mut answer = [0; MESSAGE_BYTES];
+    let answer = &mut answer[..wanted.len()];
     let mut stream = wire::connect(visit, VISIT_LIMIT)?;
-    match ask {
-        Ask::Echo => {
-            let mut answer = [0; MESSAGE_BYTES];
-            stream.write_all(&request())?;
-            stream.read_exact(&mut answer)?;
-            check(&answer, &request()[1..])
-        }
-        Ask::Greeting => {
-            let mut answer = [0; 1];
-            stream.read_exact(&mut answer)?;
-            check(&answer, &[GREETING])
-        }
-    }
+    stream.write_all(request)?;
+    stream.read_exact(answer)?;
+    check(answer, wanted)
 }
 
-/// So many visitors at a time.
-pub fn concurrent(
-    visit: SocketAddr,
-    ask: Ask,
-    visitors: usize,
-    period: Period,
-) -> io::Result<Visits> {
+fn concurrent(visit: SocketAddr, ask: Ask, visitors: usize, period: Period) -> io::Result<Times> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let recording = Instant::now() + period.warm_up;
-        let end = recording + period.measure;
+        let mut recording = period.begin();
         let tasks: Vec<_> = (0..visitors)
-            .map(|_| tokio::spawn(come_again(visit, ask, recording, end)))
+            .map(|_| tokio::spawn(come_again(visit, ask, recording.clone())))
             .collect();
-        let mut visits = Visits::default();
         for task in tasks {
-            visits.take(&task.await.map_err(io::Error::other)?);
+            let times = task.await.map_err(io::Error::other)?;
+            recording.times.merge(&times);
         }
-        visits.seconds = (Instant::now() - recording).as_secs_f64();
-        Ok(visits)
+        // The period is over, which ends the time that was recorded.
+        recording.next();
+        Ok(recording.times)
     })
 }
 
-async fn come_again(visit: SocketAddr, ask: Ask, recording: Instant, end: Instant) -> Visits {
-    let mut visits = Visits::default();
-    loop {
-        let start = Instant::now();
-        if start >= end {
-            return visits;
-        }
-        let visiting = visit_asynchronously(visit, ask);
-        let result = tokio::time::timeout(VISIT_LIMIT, visiting).await;
-        let result = result.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
-        if start >= recording {
-            visits.note(&result, start);
-        }
-        if result.is_err() {
+async fn come_again(visit: SocketAddr, ask: Ask, mut recording: Recording) -> Times {
+    while let Some(began) = recording.next() {
+        let visiting = tokio::time::timeout(VISIT_LIMIT, visit_asynchronously(visit, ask));
+        let is_served = matches!(visiting.await, Ok(Ok(())));
+        recording.note(began, is_served.then(|| began.elapsed()));
+        if !is_served {
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
         }
     }
+    recording.times
 }
 
 async fn visit_asynchronously(visit: SocketAddr, ask: Ask) -> io::Result<()> {
+    let (request, wanted) = ask.words();
+    let mut answer = [0; MESSAGE_BYTES];
+    let answer = &mut answer[..wanted.len()];
     let mut stream = tokio::net::TcpStream::connect(visit).await?;
     stream.set_nodelay(true)?;
-    match ask {
-        Ask::Echo => {
-            let mut answer = [0; MESSAGE_BYTES];
-            stream.write_all(&request()).await?;
-            stream.read_exact(&mut answer).await?;
-            check(&answer, &request()[1..])
-        }
-        Ask::Greeting => {
-            let mut answer = [0; 1];
-            stream.read_exact(&mut answer).await?;
-            check(&answer, &[GREETING])
-        }
-    }
+    stream.write_all(request).await?;
+    stream.read_exact(answer).await?;
+    check(answer, wanted)
 }
 
 /// Visits again and again until one succeeds: the proof that a tunnel works.
@@ -208,8 +137,7 @@ pub fn until_it_works(visit: SocketAddr, limit: Duration) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::place::Place;
-    use crate::load::service::Service;
+    use crate::load::testing::{closed, service};
 
     const PERIOD: Period = Period {
         warm_up: Duration::from_millis(10),
@@ -217,28 +145,21 @@ mod tests {
     };
 
     #[test]
-    fn visitors_get_their_echo() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let visits = sequential(service.address, Ask::Echo, PERIOD);
-        assert!(visits.times.count() > 0 && visits.failed == 0, "{visits:?}");
-        let visits = concurrent(service.address, Ask::Echo, 8, PERIOD).expect("a runtime");
-        assert!(visits.times.count() > 0 && visits.failed == 0, "{visits:?}");
-    }
-
-    #[test]
-    fn visitors_are_greeted() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        service.set_greets(true);
-        let visits = sequential(service.address, Ask::Greeting, PERIOD);
-        assert!(visits.times.count() > 0 && visits.failed == 0, "{visits:?}");
+    fn visitors_get_what_they_ask_for() {
+        let service = service();
+        for (ask, at_a_time) in [(Ask::Echo, 1), (Ask::Echo, 8), (Ask::Greeting, 1)] {
+            service.set_greets(ask == Ask::Greeting);
+            let times = visits(service.address, ask, at_a_time, PERIOD).expect("a runtime");
+            assert!(times.count() > 0 && times.failed == 0, "{ask:?} {times:?}");
+            assert!(times.per_second() > 0.0);
+        }
     }
 
     #[test]
     fn failures_are_no_visits() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-        let closed = closed.expect("an address");
-        let visits = sequential(closed, Ask::Echo, PERIOD);
-        assert!(visits.times.count() == 0 && visits.failed > 0, "{visits:?}");
+        let closed = closed();
+        let times = visits(closed, Ask::Echo, 1, PERIOD).expect("visits");
+        assert!(times.count() == 0 && times.failed > 0, "{times:?}");
         assert!(until_it_works(closed, Duration::ZERO).is_err());
     }
 }

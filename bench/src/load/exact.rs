@@ -1,5 +1,7 @@
 //! Loads whose every byte is compared: a long echo, UDP questions that are repeated until they are
 //! answered, and short visitors. They judge whether a tunnel is right, not whether it is fast.
+//!
+//! An error that is not one of I/O says what came back that was not sent: see [`io_kind`].
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -7,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -34,25 +37,9 @@ const UDP_WINDOW: usize = 16;
 /// Bytes that a short visitor sends and wants back.
 const VISIT_BYTES: usize = 700;
 
-/// Why a load was not carried as it should have been.
-#[derive(Debug, thiserror::Error)]
-pub enum Wrong {
-    /// The system said no, or nothing came in time.
-    #[error("{what}: {error}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// What was said.
-        error: io::Error,
-    },
-    /// What came back is not what was sent.
-    #[error("{0}")]
-    Bytes(String),
-}
-
-fn io_failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Wrong {
-    let what = what.into();
-    move |error| Wrong::Io { what, error }
+/// What the system said, if it did; else what came back is not what was sent.
+pub(crate) fn io_kind(error: &Error) -> Option<io::ErrorKind> {
+    error.downcast_ref().map(io::Error::kind)
 }
 
 /// Sends `bytes` to the echo service and reads them back meanwhile, up to a clean end. `seen`
@@ -60,85 +47,70 @@ fn io_failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Wrong {
 ///
 /// # Errors
 /// If a byte is missing, wrong or too many, or nothing passes for `patience`.
-pub fn echo(
+pub(crate) fn echo(
     visit: SocketAddr,
     bytes: u64,
     seed: u64,
     patience: Duration,
     seen: &AtomicU64,
-) -> Result<(), Wrong> {
-    let stream = wire::connect(visit, patience).map_err(io_failed("connecting"))?;
-    let writer = stream.try_clone().map_err(io_failed("a second handle"))?;
+) -> Result<()> {
+    let stream = wire::connect(visit, patience).context("connecting")?;
+    let writer = stream.try_clone().context("a second handle")?;
     thread::scope(|scope| {
         let sending = scope.spawn(|| send_random(writer, bytes, seed));
         let received = expect_random(stream, bytes, seed, seen);
-        let sent = sending
-            .join()
-            .unwrap_or_else(|_| Err(Wrong::Bytes("the sender panicked".into())));
-        received.and(sent)
+        let sent = sending.join();
+        received.and(sent.unwrap_or_else(|_| bail!("the sender panicked")))
     })
 }
 
-fn send_random(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<(), Wrong> {
+fn send_random(mut stream: TcpStream, bytes: u64, seed: u64) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut block = vec![0; BLOCK_BYTES];
     stream
         .write_all(&[Command::Echo.byte()])
-        .map_err(io_failed("the command"))?;
+        .context("the command")?;
     let mut sent = 0;
     while sent < bytes {
         rng.fill_bytes(&mut block);
         let now = block_of(bytes - sent);
-        stream
-            .write_all(&block[..now])
-            .map_err(io_failed(format!("sending after {sent} bytes")))?;
+        let written = stream.write_all(&block[..now]);
+        written.with_context(|| format!("sending after {sent} bytes"))?;
         sent += now as u64;
     }
-    stream
-        .shutdown(Shutdown::Write)
-        .map_err(io_failed("the end of sending"))
+    let ended = stream.shutdown(Shutdown::Write);
+    ended.context("the end of sending")
 }
 
-fn expect_random(
-    mut stream: TcpStream,
-    bytes: u64,
-    seed: u64,
-    seen: &AtomicU64,
-) -> Result<(), Wrong> {
+fn expect_random(mut stream: TcpStream, bytes: u64, seed: u64, seen: &AtomicU64) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
     let (mut wanted, mut block) = (vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]);
     let mut received = 0;
     while received < bytes {
         rng.fill_bytes(&mut wanted);
         let now = block_of(bytes - received);
-        stream
-            .read_exact(&mut block[..now])
-            .map_err(io_failed(format!("receiving after {received} bytes")))?;
-        if block[..now] != wanted[..now] {
-            let message = format!("a wrong byte after {received} bytes");
-            return Err(Wrong::Bytes(message));
-        }
+        let read = stream.read_exact(&mut block[..now]);
+        read.with_context(|| format!("receiving after {received} bytes"))?;
+        let is_right = block[..now] == wanted[..now];
+        ensure!(is_right, "a wrong byte after {received} bytes");
         received += now as u64;
         seen.store(received, Ordering::Relaxed);
     }
-    match stream.read(&mut block) {
-        Ok(0) => Ok(()),
-        Ok(more) => Err(Wrong::Bytes(format!("{more} bytes too many"))),
-        Err(error) => Err(io_failed("the end of the echo")(error)),
-    }
+    let more = stream.read(&mut block).context("the end of the echo")?;
+    ensure!(more == 0, "{more} bytes too many");
+    Ok(())
 }
 
 fn block_of(left: u64) -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).min(BLOCK_BYTES)
 }
 
-/// What became of UDP questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
+pub(crate) struct Answers {
     /// Questions that were answered, however often they were asked.
-    pub answered: usize,
+    pub(crate) answered: usize,
     /// Those that were answered the first time.
-    pub at_once: usize,
+    pub(crate) at_once: usize,
 }
 
 /// Asks `count` UDP questions of mixed sizes of the echo service, each again until it is answered,
@@ -146,36 +118,31 @@ pub struct Answers {
 ///
 /// # Errors
 /// If an answer is not its question, or some are never answered.
-pub fn questions(
+pub(crate) fn questions(
     visit: SocketAddr,
     count: usize,
     pause: Duration,
     patience: Duration,
-) -> Result<Answers, Wrong> {
-    let socket = wire::udp_visitor(visit, pause).map_err(io_failed("a UDP socket"))?;
+) -> Result<Answers> {
+    let socket = wire::udp_visitor(visit, pause).context("a UDP socket")?;
     let deadline = Instant::now() + patience;
     let mut answers = Answers::default();
     for first in (0..count).step_by(UDP_WINDOW) {
         let mut open: Vec<usize> = (first..count.min(first + UDP_WINDOW)).collect();
         let mut asked = 0;
         while !open.is_empty() {
+            let left = open.len();
             if Instant::now() >= deadline {
-                let left = open.len();
-                let message = format!(
-                    "{left} of {count} questions from {first} on asked {asked} times, no answer"
-                );
-                return Err(Wrong::Bytes(message));
+                bail!("{left} of {count} questions from {first} on asked {asked} times, no answer");
             }
             for number in &open {
                 // A full buffer or an ICMP error is one more lost packet.
                 let _lost = socket.send(&question(*number));
             }
-            let before = open.len();
             take_answers(&socket, &mut open, Instant::now() + pause)?;
-            answers.answered += before - open.len();
-            if asked == 0 {
-                answers.at_once += before - open.len();
-            }
+            let answered = left - open.len();
+            answers.answered += answered;
+            answers.at_once += if asked == 0 { answered } else { 0 };
             asked += 1;
         }
     }
@@ -194,16 +161,14 @@ fn question(number: usize) -> Vec<u8> {
     packet
 }
 
-fn take_answers(socket: &UdpSocket, open: &mut Vec<usize>, until: Instant) -> Result<(), Wrong> {
+fn take_answers(socket: &UdpSocket, open: &mut Vec<usize>, until: Instant) -> Result<()> {
     let mut buffer = vec![0; 65_536];
     while !open.is_empty() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }
-        socket
-            .set_read_timeout(Some(left))
-            .map_err(io_failed("a timeout"))?;
+        socket.set_read_timeout(Some(left)).context("a timeout")?;
         let Ok(length) = socket.recv(&mut buffer) else {
             continue; // Nothing yet, or an ICMP error.
         };
@@ -211,31 +176,30 @@ fn take_answers(socket: &UdpSocket, open: &mut Vec<usize>, until: Instant) -> Re
         let number = PacketHeader::read(packet)
             .and_then(|header| usize::try_from(header.number).ok())
             .filter(|number| packet == question(*number));
-        let Some(number) = number else {
-            return Err(Wrong::Bytes(format!(
-                "an answer of {length} bytes to no question"
-            )));
-        };
+        let number =
+            number.with_context(|| format!("an answer of {length} bytes to no question"))?;
         // Else one that was asked twice.
         open.retain(|asked| *asked != number);
     }
     Ok(())
 }
 
-/// What became of short visitors.
 #[derive(Clone, Debug, Default)]
-pub struct Visits {
+pub(crate) struct Visits {
     /// Visitors who got back what they had sent, and a clean end.
-    pub served: usize,
-    /// What was wrong with the others.
-    pub wrong: Vec<String>,
-    /// The longest that one took.
-    pub slowest: Duration,
+    pub(crate) served: usize,
+    pub(crate) wrong: Vec<String>,
+    pub(crate) slowest: Duration,
 }
 
 /// Sends `count` visitors, `at_a_time` of them at once: each connects, sends some bytes, ends its
 /// side and wants all of it back with a clean end, within `patience`.
-pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Duration) -> Visits {
+pub(crate) fn visits(
+    visit: SocketAddr,
+    count: usize,
+    at_a_time: usize,
+    patience: Duration,
+) -> Visits {
     let next = AtomicUsize::new(0);
     let one_after_the_other = || {
         let mut visits = Visits::default();
@@ -243,7 +207,7 @@ pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Durat
             let began = Instant::now();
             match self::visit(visit, patience) {
                 Ok(_) => visits.served += 1,
-                Err(wrong) => visits.wrong.push(wrong.to_string()),
+                Err(wrong) => visits.wrong.push(format!("{wrong:#}")),
             }
             visits.slowest = visits.slowest.max(began.elapsed());
         }
@@ -272,40 +236,35 @@ pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Durat
 ///
 /// # Errors
 /// If not all of it comes back, or without a clean end.
-pub fn visit(visit: SocketAddr, patience: Duration) -> Result<u64, Wrong> {
-    let mut stream = wire::connect(visit, patience).map_err(io_failed("connecting"))?;
-    let mut sent = [0; VISIT_BYTES];
-    rand::rng().fill_bytes(&mut sent);
-    stream
-        .write_all(&[&[Command::Echo.byte()], &sent[..]].concat())
-        .map_err(io_failed("sending"))?;
-    stream
-        .shutdown(Shutdown::Write)
-        .map_err(io_failed("the end of sending"))?;
+pub(crate) fn visit(visit: SocketAddr, patience: Duration) -> Result<u64> {
+    let mut stream = wire::connect(visit, patience).context("connecting")?;
+    let mut words = [0; 1 + VISIT_BYTES];
+    rand::rng().fill_bytes(&mut words);
+    words[0] = Command::Echo.byte();
+    stream.write_all(&words).context("sending")?;
+    let ended = stream.shutdown(Shutdown::Write);
+    ended.context("the end of sending")?;
     let mut back = Vec::new();
-    stream
-        .read_to_end(&mut back)
-        .map_err(io_failed(format!("receiving after {} bytes", back.len())))?;
-    if back == sent {
-        return Ok(2 * VISIT_BYTES as u64);
-    }
-    Err(Wrong::Bytes(format!(
-        "{} of {VISIT_BYTES} bytes and a clean end",
-        back.len()
-    )))
+    let read = stream.read_to_end(&mut back);
+    let received = back.len();
+    read.with_context(|| format!("receiving after {received} bytes"))?;
+    ensure!(
+        back == words[1..],
+        "{received} of {VISIT_BYTES} bytes and a clean end"
+    );
+    Ok(2 * VISIT_BYTES as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::place::Place;
-    use crate::load::service::Service;
+    use crate::load::testing::service;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
     #[test]
     fn without_a_tunnel_every_byte_comes_back() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
+        let service = service();
         let seen = AtomicU64::new(0);
         echo(service.address, 3_000_001, 1, PATIENCE, &seen).expect("the echo");
         assert_eq!(seen.load(Ordering::Relaxed), 3_000_001);

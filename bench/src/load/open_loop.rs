@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::set_current_timer_slack;
 
-use super::latency::Times;
+use super::latency::{Period, Times};
 use super::wire::{self, Command, MESSAGE_BYTES};
 
 /// Connections that take turns, so that one slow answer does not delay the next by TCP's order.
@@ -21,15 +21,11 @@ const CONNECTIONS: u32 = 8;
 /// How long answers may still come after the last request; those that do not come are lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     /// Requests per second, over all connections.
-    pub rate: u32,
-    /// Requests that are made before any is recorded.
-    pub warm_up: Duration,
-    /// How long requests are recorded.
-    pub measure: Duration,
+    pub(crate) rate: u32,
+    pub(crate) period: Period,
 }
 
 impl Schedule {
@@ -38,45 +34,28 @@ impl Schedule {
         Duration::from_secs(1) * index / self.rate
     }
 
-    /// How many are made in all.
     fn requests(&self) -> u32 {
-        let seconds = (self.warm_up + self.measure).as_secs_f64();
+        let seconds = (self.period.warm_up + self.period.measure).as_secs_f64();
         (seconds * f64::from(self.rate)) as u32
     }
 
-    /// The first request that is recorded.
     fn first_recorded(&self) -> u32 {
-        (0..self.requests())
-            .find(|index| self.due(*index) >= self.warm_up)
-            .unwrap_or(0)
+        let mut requests = 0..self.requests();
+        let first = requests.find(|index| self.due(*index) >= self.period.warm_up);
+        first.unwrap_or(0)
     }
 }
 
-/// What came of it.
-#[derive(Clone, Debug, Default)]
-pub struct Answers {
-    /// Times from due to answered.
-    pub times: Times,
-    /// Recorded requests that were not answered.
-    pub lost: u64,
-}
-
-/// Makes the requests and waits for the answers.
-pub fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Answers> {
+/// Makes the requests and waits for the answers; those that were not answered have failed.
+pub(crate) fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Times> {
+    let streams =
+        (0..CONNECTIONS).map(|_| wire::connect_for(Command::PingPong, visit, ANSWER_LIMIT));
+    let mut streams = streams.collect::<io::Result<Vec<_>>>()?;
     let start = Instant::now();
-    let mut streams = Vec::new();
-    for _ in 0..CONNECTIONS {
-        streams.push(wire::connect_for(Command::PingPong, visit, ANSWER_LIMIT)?);
-    }
-    let start = start.max(Instant::now());
     let mut readers = Vec::new();
     for (connection, stream) in (0..).zip(&streams) {
-        readers.push(read_answers(
-            stream.try_clone()?,
-            connection,
-            start,
-            schedule,
-        ));
+        let stream = stream.try_clone()?;
+        readers.push(read_answers(stream, connection, start, schedule));
     }
     // The kernel may let a sleeper sleep 50 µs longer by default; here that would count as the
     // tunnel's time. Where it is refused, every tunnel gets the same.
@@ -87,27 +66,26 @@ pub fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Answers> {
         // The service answers what it has, then ends.
         let _ = stream.shutdown(Shutdown::Write);
     }
-    let mut answers = Answers::default();
+    let mut times = Times::default();
     for reader in readers {
-        if let Ok(times) = reader.join() {
-            answers.times.merge(&times);
+        if let Ok(answers) = reader.join() {
+            times.merge(&answers);
         }
     }
     sent?;
     let recorded = u64::from(schedule.requests() - schedule.first_recorded());
-    answers.lost = recorded.saturating_sub(answers.times.count());
-    Ok(answers)
+    times.failed = recorded.saturating_sub(times.count());
+    Ok(times)
 }
 
 fn send_requests(streams: &mut [TcpStream], start: Instant, schedule: Schedule) -> io::Result<()> {
-    let message = [0x5a; MESSAGE_BYTES];
     for index in 0..schedule.requests() {
         let wait = (start + schedule.due(index)).saturating_duration_since(Instant::now());
         if !wait.is_zero() {
             thread::sleep(wait);
         }
         let stream = &mut streams[(index % CONNECTIONS) as usize];
-        stream.write_all(&message)?;
+        stream.write_all(&[0x5a; MESSAGE_BYTES])?;
     }
     Ok(())
 }
@@ -121,12 +99,12 @@ fn read_answers(
 ) -> JoinHandle<Times> {
     let first_recorded = schedule.first_recorded();
     thread::spawn(move || {
-        let mut times = Times::new();
+        let mut times = Times::default();
         let mut answer = [0; MESSAGE_BYTES];
         let mut index = connection;
         while stream.read_exact(&mut answer).is_ok() {
             if index >= first_recorded {
-                times.record((start + schedule.due(index)).elapsed());
+                times.note(Some((start + schedule.due(index)).elapsed()));
             }
             index += CONNECTIONS;
         }
@@ -137,29 +115,27 @@ fn read_answers(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::place::Place;
-    use crate::load::service::Service;
+    use crate::load::testing::service;
 
     const SCHEDULE: Schedule = Schedule {
         rate: 1_000,
-        warm_up: Duration::from_millis(20),
-        measure: Duration::from_millis(100),
+        period: Period {
+            warm_up: Duration::from_millis(20),
+            measure: Duration::from_millis(100),
+        },
     };
 
     #[test]
     fn requests_are_due_at_their_rate() {
         assert_eq!(SCHEDULE.due(0), Duration::ZERO);
         assert_eq!(SCHEDULE.due(1_500), Duration::from_millis(1_500));
-        assert_eq!(SCHEDULE.requests(), 120);
-        assert_eq!(SCHEDULE.first_recorded(), 20);
+        assert_eq!((SCHEDULE.requests(), SCHEDULE.first_recorded()), (120, 20));
     }
 
     #[test]
     fn every_request_is_answered() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let answers = run(service.address, SCHEDULE).expect("answers");
-        assert_eq!(answers.times.count(), 100);
-        assert_eq!(answers.lost, 0);
+        let times = run(service().address, SCHEDULE).expect("answers");
+        assert_eq!((times.count(), times.failed), (100, 0));
     }
 
     #[test]
@@ -180,10 +156,10 @@ mod tests {
                 });
             }
         });
-        let answers = run(address, SCHEDULE).expect("answers");
+        let times = run(address, SCHEDULE).expect("answers");
         // All 100 were due within the stall: half of them must have waited for at least half of the
         // measurement.
-        assert_eq!(answers.times.count() + answers.lost, 100);
-        assert!(answers.times.percentile_us(50.0) >= 50_000.0);
+        assert_eq!(times.count() + times.failed, 100);
+        assert!(times.percentile_ms(50.0) >= 50.0);
     }
 }

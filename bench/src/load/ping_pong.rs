@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use super::latency::Times;
+use super::latency::{Period, Times};
 use super::wire::{self, Command, MESSAGE_BYTES, PacketHeader, PacketKind};
 
 /// How long an answer may take before the connection counts as dead; a traced tunnel is slow.
@@ -14,22 +14,38 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// How long a UDP answer may take before it counts as lost.
 const UDP_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
-/// One TCP connection.
+/// A visitor with a connection, or with a socket of its own.
+pub(crate) trait RoundTrip: Send {
+    /// One message, there and back; `None` if no answer came in time.
+    fn round_trip(&mut self) -> io::Result<Option<Duration>>;
+
+    /// Over and over. What happens during the warm-up is not recorded.
+    fn repeat(&mut self, period: Period) -> io::Result<Times> {
+        let mut recording = period.begin();
+        while let Some(began) = recording.next() {
+            let time = self.round_trip()?;
+            recording.note(began, time);
+        }
+        Ok(recording.times)
+    }
+}
+
 #[derive(Debug)]
-pub struct Tcp {
+pub(crate) struct Tcp {
     stream: TcpStream,
     number: u64,
 }
 
 impl Tcp {
-    /// Connects.
-    pub fn open(visit: SocketAddr) -> io::Result<Self> {
-        let stream = wire::connect_for(Command::PingPong, visit, ANSWER_LIMIT)?;
+    /// Connects; with the command [`Command::PingPong`] or [`Command::Echo`].
+    pub(crate) fn open(visit: SocketAddr, command: Command) -> io::Result<Self> {
+        let stream = wire::connect_for(command, visit, ANSWER_LIMIT)?;
         Ok(Self { stream, number: 0 })
     }
+}
 
-    /// One message, there and back.
-    pub fn round_trip(&mut self) -> io::Result<Duration> {
+impl RoundTrip for Tcp {
+    fn round_trip(&mut self) -> io::Result<Option<Duration>> {
         let mut message = [0x5a; MESSAGE_BYTES];
         let mut answer = [0; MESSAGE_BYTES];
         message[..8].copy_from_slice(&self.number.to_be_bytes());
@@ -41,26 +57,26 @@ impl Tcp {
         if answer != message {
             return Err(io::Error::other("an answer is not what was sent"));
         }
-        Ok(time)
+        Ok(Some(time))
     }
 }
 
-/// One UDP socket.
 #[derive(Debug)]
-pub struct Udp {
+pub(crate) struct Udp {
     socket: UdpSocket,
     number: u64,
 }
 
 impl Udp {
     /// With a port of its own.
-    pub fn open(visit: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn open(visit: SocketAddr) -> io::Result<Self> {
         let socket = wire::udp_visitor(visit, UDP_ANSWER_LIMIT)?;
         Ok(Self { socket, number: 0 })
     }
+}
 
-    /// One packet, there and back; `None` if no answer came in time.
-    pub fn round_trip(&mut self) -> io::Result<Option<Duration>> {
+impl RoundTrip for Udp {
+    fn round_trip(&mut self) -> io::Result<Option<Duration>> {
         let mut message = [0x5a; MESSAGE_BYTES];
         let mut answer = [0; MESSAGE_BYTES];
         PacketHeader {
@@ -81,62 +97,5 @@ impl Udp {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// Over one TCP connection. What happens during the warm-up is not recorded.
-pub fn tcp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<Times> {
-    let mut visitor = Tcp::open(visit)?;
-    let (times, _) = repeated(warm_up, measure, || visitor.round_trip().map(Some))?;
-    Ok(times)
-}
-
-/// Over UDP. Returns the times and how many answers were lost.
-pub fn udp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<(Times, u64)> {
-    let mut visitor = Udp::open(visit)?;
-    repeated(warm_up, measure, || visitor.round_trip())
-}
-
-fn repeated(
-    warm_up: Duration,
-    measure: Duration,
-    mut round_trip: impl FnMut() -> io::Result<Option<Duration>>,
-) -> io::Result<(Times, u64)> {
-    let (mut times, mut lost) = (Times::new(), 0);
-    let recording = Instant::now() + warm_up;
-    let end = recording + measure;
-    loop {
-        let now = Instant::now();
-        if now >= end {
-            return Ok((times, lost));
-        }
-        match round_trip()? {
-            _ if now < recording => {}
-            Some(time) => times.record(time),
-            None => lost += 1,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::harness::place::Place;
-    use crate::load::service::Service;
-
-    const SHORT: Duration = Duration::from_millis(50);
-
-    #[test]
-    fn tcp_messages_come_back() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let times = tcp(service.address, Duration::ZERO, SHORT).expect("times");
-        assert!(times.count() > 0 && times.max_us() > 0.0);
-    }
-
-    #[test]
-    fn udp_messages_come_back() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let (times, _lost) = udp(service.address, Duration::ZERO, SHORT).expect("times");
-        assert!(times.count() > 0 && times.max_us() > 0.0);
     }
 }

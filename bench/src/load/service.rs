@@ -1,5 +1,6 @@
 //! The service behind the tunnel: TCP and UDP on one port, doing what each visitor asks for.
 
+use anyhow::{Context as _, Result, anyhow};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream as Blocking};
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 use super::udp_sink::UdpSink;
-use super::wire::{BULK_BUFFER_BYTES, Command};
+use super::wire::{self, Command};
+use crate::harness::cpus;
 use crate::harness::place::{Place, enter_namespace};
-use crate::harness::{BenchError, cpus};
 
 /// Connections that may wait to be accepted, so that a burst of visitors is not turned away here.
 /// The system's own limit (`net.core.somaxconn`) is 4,096 by default.
@@ -23,8 +24,7 @@ const BACKLOG: u32 = 4_096;
 /// Bytes that an echo reads at a time.
 const ECHO_BUFFER_BYTES: usize = 4_096;
 
-/// The byte of a greeting.
-pub const GREETING: u8 = b'!';
+pub(crate) const GREETING: u8 = b'!';
 
 /// What the service counts and how it behaves, shared with its connections.
 #[derive(Debug, Default)]
@@ -40,15 +40,14 @@ struct Shared {
 pub struct Service {
     /// Where it listens.
     pub address: SocketAddr,
-    /// What became of UDP packets.
-    pub udp: UdpSink,
+    pub(crate) udp: UdpSink,
     shared: Arc<Shared>,
     _stop: oneshot::Sender<()>,
 }
 
 impl Service {
     /// Starts it on the far side. What answers small messages keeps to these CPUs, if any.
-    pub fn start(place: &Place, cpus: &[usize]) -> Result<Self, BenchError> {
+    pub fn start(place: &Place, cpus: &[usize]) -> Result<Self> {
         let shared = Arc::new(Shared {
             all_cpus: cpus::allowed(),
             ..Shared::default()
@@ -68,12 +67,12 @@ impl Service {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
                 .build()
-                .map_err(BenchError::io("the service's runtime"))?;
+                .context("the service's runtime")?;
             let listener = {
                 let _context = runtime.enter();
-                listen(address).map_err(BenchError::io("the service's listener"))?
+                listen(address).context("the service's listener")?
             };
-            Ok((address, udp, runtime, listener))
+            anyhow::Ok((address, udp, runtime, listener))
         };
         thread::spawn(move || match start() {
             Ok((address, udp, runtime, listener)) => {
@@ -87,7 +86,7 @@ impl Service {
             }
             Err(error) => drop(tell.send(Err(error))),
         });
-        let gone = |_| BenchError::Failed("the service's thread has panicked".into());
+        let gone = |_| anyhow!("the service's thread has panicked");
         let (address, udp) = told.recv().map_err(gone)??;
         Ok(Self {
             address,
@@ -97,22 +96,20 @@ impl Service {
         })
     }
 
-    /// Bytes that were discarded so far, over all connections.
-    pub fn discarded_bytes(&self) -> u64 {
+    pub(crate) fn discarded_bytes(&self) -> u64 {
         self.shared.discarded_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether it writes [`GREETING`] to each new connection without being asked.
-    pub fn set_greets(&self, greets: bool) {
+    pub(crate) fn set_greets(&self, greets: bool) {
         self.shared.greets.store(greets, Ordering::Relaxed);
     }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -145,16 +142,15 @@ async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             let stream = stream.into_std()?;
             stream.set_nonblocking(false)?;
             let shared = Arc::clone(shared);
-            thread::spawn(move || match command {
-                Command::Discard => {
+            thread::spawn(move || {
+                if command != Command::PingPong {
                     cpus::keep_to(&shared.all_cpus);
-                    discard(stream, &shared.discarded_bytes)
                 }
-                Command::Source => {
-                    cpus::keep_to(&shared.all_cpus);
-                    source(stream)
+                match command {
+                    Command::Discard => wire::read_bulk(stream, &shared.discarded_bytes),
+                    Command::Source => wire::write_bulk(stream),
+                    Command::PingPong | Command::Echo => ping_pong(stream),
                 }
-                Command::PingPong | Command::Echo => ping_pong(stream),
             });
             Ok(())
         }
@@ -173,23 +169,6 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-fn discard(mut stream: Blocking, bytes: &AtomicU64) -> io::Result<()> {
-    let mut buffer = vec![0; BULK_BUFFER_BYTES];
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok(()),
-            read => bytes.fetch_add(read as u64, Ordering::Relaxed),
-        };
-    }
-}
-
-fn source(mut stream: Blocking) -> io::Result<()> {
-    let buffer = vec![0x5a; BULK_BUFFER_BYTES];
-    loop {
-        stream.write_all(&buffer)?;
     }
 }
 

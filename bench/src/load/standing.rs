@@ -6,12 +6,15 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result, ensure};
+
 use super::bulk::{Bulk, Way};
-use super::connect::{self, Ask, Period};
-use super::ping_pong;
+use super::connect::{self, Ask};
+use super::latency::Period;
+use super::ping_pong::{RoundTrip as _, Tcp};
 use super::service::Service;
 use super::udp_source::{Stream, UdpSource};
-use crate::harness::BenchError;
+use super::wire::Command;
 
 /// What is done over and over.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,14 +26,7 @@ pub enum Work {
     /// Visitors that connect, say something small, hear it back and close; so many at a time.
     Visitors(usize),
     /// UDP datagrams to the service.
-    Datagrams {
-        /// Bytes of each.
-        payload_bytes: usize,
-        /// How many per second.
-        rate: f64,
-        /// The most of one system call of the visitor.
-        burst_packets: usize,
-    },
+    Datagrams(Stream),
     /// TCP, as many bytes as go through. It does not stand still, so that what is counted begins
     /// and ends at some byte.
     Bulk(Way),
@@ -39,72 +35,71 @@ pub enum Work {
 /// A load that is ready to work.
 #[derive(Debug)]
 pub struct Standing<'a> {
+    visit: SocketAddr,
     service: &'a Service,
     state: State,
+    done: u64,
+    /// Datagrams that were sent so far; `None` of other work, which loses nothing.
+    pub(crate) sent: Option<u64>,
 }
 
 #[derive(Debug)]
 enum State {
     Idle(Instant),
-    RoundTrips(RoundTrips),
-    Visitors(Visitors),
-    Datagrams(Box<Datagrams>),
+    RoundTrips(Tcp),
+    Visitors(usize),
+    Datagrams(Box<UdpSource>, Stream),
     Bulk(Bulk),
 }
 
 impl<'a> Standing<'a> {
     /// Connects where the work needs a connection.
-    pub fn start(work: Work, visit: SocketAddr, service: &'a Service) -> Result<Self, BenchError> {
+    pub fn start(work: Work, visit: SocketAddr, service: &'a Service) -> Result<Self> {
         let state = match work {
             Work::Idle => State::Idle(Instant::now()),
-            Work::RoundTrips => State::RoundTrips(RoundTrips {
-                visitor: ping_pong::Tcp::open(visit)
-                    .map_err(BenchError::io(format!("connecting to {visit}")))?,
-                done: 0,
-            }),
-            Work::Visitors(at_a_time) => State::Visitors(Visitors {
-                visit,
-                at_a_time,
-                done: 0,
-            }),
-            Work::Datagrams {
-                payload_bytes,
-                rate,
-                burst_packets,
-            } => State::Datagrams(Box::new(Datagrams {
-                source: UdpSource::new(visit).map_err(BenchError::io("a UDP socket"))?,
-                stream: Stream {
-                    payload_bytes,
-                    rate,
-                    burst_packets,
-                    duration: Duration::ZERO,
-                },
-                sent: 0,
-                arrived: 0,
-            })),
+            Work::RoundTrips => {
+                let visitor = Tcp::open(visit, Command::PingPong);
+                State::RoundTrips(visitor.with_context(|| format!("connecting to {visit}"))?)
+            }
+            Work::Visitors(at_a_time) => State::Visitors(at_a_time),
+            Work::Datagrams(stream) => State::Datagrams(Box::new(UdpSource::new(visit)?), stream),
             Work::Bulk(way) => State::Bulk(Bulk::start(visit, way, 1)?),
         };
-        Ok(Self { service, state })
+        Ok(Self {
+            visit,
+            service,
+            state,
+            done: 0,
+            sent: matches!(work, Work::Datagrams(_)).then_some(0),
+        })
     }
 
     /// Works for so long.
-    pub fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
+    pub fn work(&mut self, duration: Duration) -> Result<()> {
         match &mut self.state {
-            State::Idle(_) => {
-                thread::sleep(duration);
-                Ok(())
+            State::Idle(_) => thread::sleep(duration),
+            State::RoundTrips(visitor) => {
+                let times = visitor.repeat(Period::of(duration));
+                self.done += times.context("a round trip")?.count();
             }
-            State::RoundTrips(it) => it.work(duration),
-            State::Visitors(it) => it.work(duration),
-            State::Datagrams(it) => it.work(duration, self.service),
+            State::Visitors(at_a_time) => {
+                let period = Period::of(duration);
+                let times = connect::visits(self.visit, Ask::Echo, *at_a_time, period);
+                let times = times.context("visitors")?;
+                self.done += times.count();
+                ensure!(times.failed == 0, "{} visits failed", times.failed);
+            }
+            State::Datagrams(source, stream) => {
+                let delivery = source.deliver(stream, duration, self.service)?;
+                self.sent = self.sent.map(|sent| sent + delivery.sent);
+                self.done += delivery.arrived.packets;
+            }
             State::Bulk(bulk) => {
                 thread::sleep(duration);
-                if bulk.is_broken() {
-                    return Err(BenchError::Failed("the bulk connection broke".into()));
-                }
-                Ok(())
+                bulk.check()?;
             }
         }
+        Ok(())
     }
 
     /// What has been done so far: milliseconds, round trips, visits, datagrams that arrived, bytes
@@ -112,106 +107,34 @@ impl<'a> Standing<'a> {
     pub fn done(&self) -> u64 {
         match &self.state {
             State::Idle(since) => since.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
-            State::RoundTrips(it) => it.done,
-            State::Visitors(it) => it.done,
-            State::Datagrams(it) => it.arrived,
             State::Bulk(bulk) => bulk.arrived_bytes(self.service),
+            _ => self.done,
         }
-    }
-
-    /// Datagrams that were sent so far; `None` of other work, which loses nothing.
-    pub fn sent(&self) -> Option<u64> {
-        match &self.state {
-            State::Datagrams(it) => Some(it.sent),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct RoundTrips {
-    visitor: ping_pong::Tcp,
-    done: u64,
-}
-
-impl RoundTrips {
-    fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
-        let start = Instant::now();
-        while start.elapsed() < duration {
-            let round_trip = self.visitor.round_trip();
-            round_trip.map_err(BenchError::io("a round trip"))?;
-            self.done += 1;
-        }
-        Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct Visitors {
-    visit: SocketAddr,
-    at_a_time: usize,
-    done: u64,
-}
-
-impl Visitors {
-    fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
-        let period = Period::of(duration);
-        let visits = match self.at_a_time {
-            0 | 1 => connect::sequential(self.visit, Ask::Echo, period),
-            _ => connect::concurrent(self.visit, Ask::Echo, self.at_a_time, period)
-                .map_err(BenchError::io("visitors"))?,
-        };
-        self.done += visits.times.count();
-        match visits.failed {
-            0 => Ok(()),
-            failed => Err(BenchError::Failed(format!("{failed} visits failed"))),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Datagrams {
-    source: UdpSource,
-    stream: Stream,
-    sent: u64,
-    arrived: u64,
-}
-
-impl Datagrams {
-    fn work(&mut self, duration: Duration, service: &Service) -> Result<(), BenchError> {
-        let stream = Stream {
-            duration,
-            ..self.stream
-        };
-        let delivery = self
-            .source
-            .deliver(&stream, service)
-            .map_err(BenchError::io("sending UDP"))?;
-        self.sent += delivery.sent;
-        self.arrived += delivery.arrived.packets;
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::place::Place;
+    use crate::load::testing::{closed, service};
 
     #[test]
     fn work_is_counted_over_several_times() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let datagrams = Work::Datagrams {
-            payload_bytes: 64,
-            rate: 1_000.0,
-            burst_packets: 1,
+        let service = service();
+        let datagrams = |burst_packets| {
+            Work::Datagrams(Stream {
+                payload_bytes: 64,
+                rate: 5_000.0,
+                burst_packets,
+            })
         };
         for work in [
             Work::Idle,
             Work::RoundTrips,
             Work::Visitors(1),
             Work::Visitors(4),
-            datagrams,
+            datagrams(1),
+            datagrams(16),
             Work::Bulk(Way::Up),
             Work::Bulk(Way::Down),
         ] {
@@ -223,15 +146,13 @@ mod tests {
                 }
                 last = load.done();
             }
-            assert!(load.sent().is_none_or(|sent| sent >= last), "{work:?}");
+            assert!(load.sent.is_none_or(|sent| sent >= last), "{work:?}");
         }
     }
 
     #[test]
     fn work_that_fails_is_an_error() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-        let closed = closed.expect("an address");
+        let (service, closed) = (service(), closed());
         assert!(Standing::start(Work::RoundTrips, closed, &service).is_err());
         let mut load = Standing::start(Work::Visitors(1), closed, &service).expect("ready");
         assert!(load.work(Duration::from_millis(10)).is_err());

@@ -1,33 +1,33 @@
 //! The service's UDP side: counts packets, or sends them back.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
+use anyhow::{Context as _, Result};
+use qmux_udp::{BatchSocket, SendBatch};
 use socket2::{Domain, Socket, Type};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
+use crate::harness::lock;
+
 use super::wire::{PacketHeader, PacketKind};
-use crate::harness::BenchError;
-use qmux_udp::{BatchSocket, SendBatch};
 
 /// Socket buffers asked for, in bytes; the system may give less. This side must not be the one that
 /// loses packets.
-pub(super) const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
-/// Packets of the present run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// How many arrived.
-    pub packets: u64,
-    /// Their payload.
-    pub bytes: u64,
+pub(crate) struct Counts {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
     /// How many of them arrived after one with a higher number.
-    pub reordered: u64,
+    pub(crate) reordered: u64,
 }
 
-/// What visitors and the sink's thread share.
 #[derive(Debug, Default)]
 struct Shared {
     /// Its packets are counted; others are what a former run has left.
@@ -36,13 +36,6 @@ struct Shared {
     counted: Mutex<Run>,
 }
 
-impl Shared {
-    fn counted(&self) -> MutexGuard<'_, Run> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The packets of a run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Run {
     number: u16,
@@ -62,26 +55,19 @@ impl Run {
 
 /// A UDP service that runs. It ends when dropped.
 #[derive(Debug)]
-pub struct UdpSink {
+pub(crate) struct UdpSink {
     shared: Arc<Shared>,
     _stop: oneshot::Sender<()>,
 }
 
 impl UdpSink {
     /// Starts it on an address, in the calling thread's network namespace.
-    pub(super) fn start(address: SocketAddr) -> Result<Self, BenchError> {
-        let socket = bind(address).map_err(BenchError::io(format!("UDP socket on {address}")))?;
+    pub(super) fn start(address: SocketAddr) -> Result<Self> {
+        let bound = bind(address).with_context(|| format!("UDP socket on {address}"));
+        let (runtime, socket) = bound?;
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(BenchError::io("the UDP service's runtime"))?;
-        let socket = {
-            let _context = runtime.enter();
-            BatchSocket::new(socket).map_err(BenchError::io("the UDP service's socket"))?
-        };
         thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -97,16 +83,14 @@ impl UdpSink {
     }
 
     /// From now on only packets of a new run count. Returns its number.
-    pub fn begin_run(&self) -> u16 {
-        self.shared
-            .run
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1)
+    pub(crate) fn begin_run(&self) -> u16 {
+        let last = self.shared.run.fetch_add(1, Ordering::Relaxed);
+        last.wrapping_add(1)
     }
 
     /// What has arrived of the present run so far.
-    pub fn counts(&self) -> Counts {
-        let run = *self.shared.counted();
+    pub(crate) fn counts(&self) -> Counts {
+        let run = *lock(&self.shared.counted);
         if run.number == self.shared.run.load(Ordering::Relaxed) {
             return run.counts;
         }
@@ -114,17 +98,20 @@ impl UdpSink {
     }
 }
 
-/// A UDP socket with large buffers.
-pub(super) fn bind(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+/// A UDP socket with large buffers, and the runtime that it lives on.
+pub(super) fn bind(address: SocketAddr) -> io::Result<(Runtime, BatchSocket)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     // Taken as far as the system allows; what it gives is in every report.
     socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.bind(&address.into())?;
-    Ok(socket.into())
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let context = runtime.enter();
+    let socket = BatchSocket::new(socket.into())?;
+    drop(context);
+    Ok((runtime, socket))
 }
 
-/// An echo that waits to be sent.
 struct Echo {
     to: SocketAddr,
     from: Option<IpAddr>,
@@ -153,7 +140,7 @@ async fn serve(socket: &BatchSocket, shared: &Shared) {
             Some(header) if header.run == run.number => run.count(header, packet.payload.len()),
             _ => {}
         });
-        *shared.counted() = run;
+        *lock(&shared.counted) = run;
         for echo in echoes.drain(..) {
             let _ = batch.push(socket, echo.to, echo.from, &echo.payload).await;
         }
@@ -165,19 +152,19 @@ async fn serve(socket: &BatchSocket, shared: &Shared) {
 mod tests {
     use super::*;
 
-    fn header(number: u64) -> PacketHeader {
-        PacketHeader {
-            kind: PacketKind::Count,
-            run: 1,
-            number,
-        }
-    }
-
     #[test]
     fn late_packets_are_told_from_lost_ones() {
         let mut run = Run::default();
+        let kind = PacketKind::Count;
         for number in [0, 1, 4, 3, 5] {
-            run.count(header(number), 10);
+            run.count(
+                PacketHeader {
+                    kind,
+                    run: 1,
+                    number,
+                },
+                10,
+            );
         }
         let wanted = Counts {
             packets: 5,

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result};
 use rustix::thread::set_current_timer_slack;
 
 use super::service::Service;
@@ -27,69 +28,66 @@ const SETTLED: Duration = Duration::from_millis(150);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Stream {
     /// Bytes of each packet's payload.
-    pub payload_bytes: usize,
+    pub(crate) payload_bytes: usize,
     /// Packets per second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// The most packets of one system call. Visitors on real networks send single packets, which
     /// the network card or the kernel hands over many at a time; on loopback only a call with many
     /// does that.
-    pub burst_packets: usize,
-    /// For how long.
-    pub duration: Duration,
+    pub(crate) burst_packets: usize,
 }
 
-/// What came of it.
+/// The most UDP packets of one system call of a visitor: so many come together from a network card
+/// under load.
+pub(crate) const BURST: usize = 16;
+
+impl Stream {
+    pub(crate) fn of_gbit(payload_bytes: usize, gbit: f64) -> Self {
+        let payload_bytes = payload_bytes.max(PacketHeader::BYTES);
+        Self {
+            payload_bytes,
+            rate: gbit * 1e9 / 8.0 / payload_bytes as f64,
+            burst_packets: BURST,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Delivery {
-    /// Packets that were sent.
-    pub sent: u64,
-    /// What arrived.
-    pub arrived: Counts,
-    /// How long was sent.
-    pub seconds: f64,
+pub(crate) struct Delivery {
+    pub(crate) sent: u64,
+    pub(crate) arrived: Counts,
+    pub(crate) seconds: f64,
 }
 
 impl Delivery {
-    /// Packets offered per second.
-    pub fn offered_per_second(&self) -> f64 {
-        exact(self.sent) / self.seconds
+    pub(crate) fn offered_per_second(&self) -> f64 {
+        self.sent as f64 / self.seconds
     }
 
-    /// Packets that arrived per second of sending.
-    pub fn arrived_per_second(&self) -> f64 {
-        exact(self.arrived.packets) / self.seconds
+    pub(crate) fn arrived_per_second(&self) -> f64 {
+        self.arrived.packets as f64 / self.seconds
     }
 
-    /// Payload that arrived, in Gbit/s.
-    pub fn gbit_per_second(&self) -> f64 {
-        exact(self.arrived.bytes) * 8.0 / self.seconds / 1e9
+    pub(crate) fn lost_percent(&self) -> f64 {
+        if self.sent == 0 {
+            return 100.0;
+        }
+        self.sent.saturating_sub(self.arrived.packets) as f64 / self.sent as f64 * 100.0
     }
 
     /// What tables show of it, each with its metric's name.
-    pub fn values(&self) -> [(&'static str, f64); 3] {
+    pub(crate) fn values(&self) -> [(&'static str, f64); 3] {
+        let gbit = self.arrived.bytes as f64 * 8.0 / self.seconds / 1e9;
         [
-            ("throughput_gbit_s", self.gbit_per_second()),
+            ("throughput_gbit_s", gbit),
             ("lost_percent", self.lost_percent()),
             ("packets_per_second", self.arrived_per_second()),
         ]
     }
-
-    /// Percent of the packets that did not arrive.
-    pub fn lost_percent(&self) -> f64 {
-        if self.sent == 0 {
-            return 100.0;
-        }
-        exact(self.sent.saturating_sub(self.arrived.packets)) / exact(self.sent) * 100.0
-    }
 }
 
-fn exact(count: u64) -> f64 {
-    count as f64
-}
-
-/// A socket that sends.
 #[derive(Debug)]
-pub struct UdpSource {
+pub(crate) struct UdpSource {
     runtime: tokio::runtime::Runtime,
     socket: BatchSocket,
     visit: SocketAddr,
@@ -98,15 +96,8 @@ pub struct UdpSource {
 
 impl UdpSource {
     /// With a port of its own, so that it is one visitor.
-    pub fn new(visit: SocketAddr) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()?;
-        let socket = udp_sink::bind(any_port(visit))?;
-        let socket = {
-            let _context = runtime.enter();
-            BatchSocket::new(socket)?
-        };
+    pub(crate) fn new(visit: SocketAddr) -> Result<Self> {
+        let (runtime, socket) = udp_sink::bind(any_port(visit)).context("sending UDP")?;
         Ok(Self {
             runtime,
             socket,
@@ -115,13 +106,18 @@ impl UdpSource {
         })
     }
 
-    /// Sends a stream and waits until the service has what it will get of it.
-    pub fn deliver(&mut self, stream: &Stream, service: &Service) -> io::Result<Delivery> {
+    /// Sends a stream for so long, and waits until the service has what it will get of it.
+    pub(crate) fn deliver(
+        &mut self,
+        stream: &Stream,
+        lasts: Duration,
+        service: &Service,
+    ) -> Result<Delivery> {
         let run = service.udp.begin_run();
         let _ = set_current_timer_slack(NonZeroU64::new(1));
-        let sent = self.send(stream, run);
+        let sent = self.send(stream, lasts, run);
         let _ = set_current_timer_slack(None);
-        let (sent, seconds) = sent?;
+        let (sent, seconds) = sent.context("sending UDP")?;
         let mut arrived = service.udp.counts();
         let mut changed = Instant::now();
         while arrived.packets < sent && changed.elapsed() < SETTLED {
@@ -139,7 +135,7 @@ impl UdpSource {
         })
     }
 
-    fn send(&mut self, stream: &Stream, run: u16) -> io::Result<(u64, f64)> {
+    fn send(&mut self, stream: &Stream, lasts: Duration, run: u16) -> io::Result<(u64, f64)> {
         let mut packet = vec![0x5a; stream.payload_bytes.max(PacketHeader::BYTES)];
         let mut header = PacketHeader {
             kind: PacketKind::Count,
@@ -147,7 +143,10 @@ impl UdpSource {
             number: 0,
         };
         let start = Instant::now();
-        let mut pace = Pace::new(stream.rate);
+        let mut pace = Pace {
+            rate: stream.rate,
+            passed: 0.0,
+        };
         let Self {
             runtime,
             socket,
@@ -157,7 +156,7 @@ impl UdpSource {
         runtime.block_on(async {
             loop {
                 let elapsed = start.elapsed();
-                if elapsed >= stream.duration {
+                if elapsed >= lasts {
                     return Ok((header.number, elapsed.as_secs_f64()));
                 }
                 let due = pace.due(elapsed);
@@ -179,7 +178,6 @@ impl UdpSource {
     }
 }
 
-/// How many packets are due.
 #[derive(Debug)]
 struct Pace {
     rate: f64,
@@ -188,11 +186,6 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(rate: f64) -> Self {
-        Self { rate, passed: 0.0 }
-    }
-
-    /// How many to send now.
     fn due(&mut self, elapsed: Duration) -> u64 {
         let target = elapsed.as_secs_f64() * self.rate;
         let catch_up = (CATCH_UP.as_secs_f64() * self.rate).max(1.0);
@@ -210,23 +203,18 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::place::Place;
 
     #[test]
-    fn packets_are_due_at_their_rate() {
-        let mut pace = Pace::new(1_000.0);
-        let due: Vec<u64> = (1..=5)
-            .map(|step| pace.due(Duration::from_micros(500 * step)))
-            .collect();
-        assert_eq!(due, [0, 1, 0, 1, 0]);
-    }
-
-    #[test]
-    fn a_stall_is_not_made_up_for_by_a_burst() {
-        let mut pace = Pace::new(10_000.0);
-        // 1,000 were due; 2 ms of them are sent.
-        assert_eq!(pace.due(Duration::from_millis(100)), 20);
-        assert_eq!(pace.due(Duration::from_millis(101)), 10);
+    fn packets_are_due_at_their_rate_and_a_stall_is_not_made_up_for_by_a_burst() {
+        for (rate, moments_us, wanted) in [
+            (1_000.0, [500, 1_000, 1_500], [0, 1, 0]),
+            // 1,000 were due; 2 ms of them are sent.
+            (10_000.0, [100_000, 101_000, 101_100], [20, 10, 1]),
+        ] {
+            let mut pace = Pace { rate, passed: 0.0 };
+            let due = moments_us.map(|us| pace.due(Duration::from_micros(us)));
+            assert_eq!(due, wanted);
+        }
     }
 
     #[test]
@@ -241,24 +229,7 @@ mod tests {
             seconds: 2.0,
         };
         assert!((delivery.lost_percent() - 0.1).abs() < 1e-9);
-        assert_eq!(delivery.offered_per_second(), 500.0);
-        assert_eq!(delivery.arrived_per_second(), 499.5);
-    }
-
-    #[test]
-    fn packets_reach_the_service() {
-        let service = Service::start(&Place::loopback(), &[]).expect("a service");
-        let mut source = UdpSource::new(service.address).expect("a source");
-        for burst_packets in [1, 16] {
-            let stream = Stream {
-                payload_bytes: 100,
-                rate: 5_000.0,
-                burst_packets,
-                duration: Duration::from_millis(100),
-            };
-            let delivery = source.deliver(&stream, &service).expect("delivered");
-            assert!(delivery.sent > 0 && delivery.arrived.packets > 0);
-            assert!(delivery.arrived.packets <= delivery.sent);
-        }
+        let rates = [delivery.offered_per_second(), delivery.arrived_per_second()];
+        assert_eq!(rates, [500.0, 499.5]);
     }
 }

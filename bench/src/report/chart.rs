@@ -63,7 +63,7 @@ const CASE: &str = "font-size=\"15\" font-weight=\"bold\"";
 const FAINT: &str = "font-size=\"12\" fill=\"#6e7378\"";
 
 /// One metric of a report as an SVG.
-pub fn bars(report: &Report, metric: &Metric) -> String {
+pub(crate) fn bars(report: &Report, metric: &Metric) -> String {
     let has = |case: &&CaseReport| {
         let mut tunnels = case.tunnels.iter();
         tunnels.any(|it| it.summary.contains_key(&*metric.name))
@@ -106,7 +106,6 @@ pub fn bars(report: &Report, metric: &Metric) -> String {
     svg.0 + "</svg>\n"
 }
 
-/// One tunnel in one case.
 fn row(
     svg: &mut Svg,
     (case, tunnel, index): (&CaseReport, &TunnelReport, usize),
@@ -161,14 +160,15 @@ mod tests {
     #[test]
     fn every_case_and_tunnel_is_in_the_picture() {
         let svg = bars(&report(), &SPEED);
-        for words in [
+        let wanted = [
             "example: Gbit/s",
             "tcp",
             "udp",
             "raw",
             "ours",
             "7.50 (0.50 × raw)",
-        ] {
+        ];
+        for words in wanted {
             assert!(svg.contains(words), "{words} is missing");
         }
         // The tunnel that failed has a label and no bar.

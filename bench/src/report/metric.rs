@@ -4,36 +4,28 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// Which direction is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Better {
-    /// More is better.
+pub(crate) enum Better {
     Higher,
-    /// Less is better.
     Lower,
-    /// It only describes the measurement.
     Neither,
 }
 
-/// A measured quantity.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Metric {
-    /// Its name in JSON.
-    pub name: Cow<'static, str>,
+pub(crate) struct Metric {
+    pub(crate) name: Cow<'static, str>,
     /// Its unit, or what it is where that says it: the head of its column.
-    pub unit: Cow<'static, str>,
-    /// Which direction is good.
-    pub better: Better,
+    pub(crate) unit: Cow<'static, str>,
+    pub(crate) better: Better,
     /// Digits behind the point. Older reports do not say.
     #[serde(default = "decimals_default")]
-    pub decimals: usize,
+    pub(crate) decimals: usize,
     /// Whether tables have a column of ratios to each baseline.
     #[serde(skip)]
-    pub has_ratio: bool,
-    /// Whether it gets a chart.
+    pub(crate) has_ratio: bool,
     #[serde(skip)]
-    pub has_chart: bool,
+    pub(crate) has_chart: bool,
 }
 
 fn decimals_default() -> usize {
@@ -55,37 +47,35 @@ impl Metric {
 
     /// With ratios and a chart: what a measurement is about.
     #[must_use]
-    pub const fn main(mut self) -> Self {
+    pub(crate) const fn main(mut self) -> Self {
         self.has_ratio = true;
         self.has_chart = true;
         self
     }
 
-    /// With a chart.
     #[must_use]
-    pub const fn charted(mut self) -> Self {
+    pub(crate) const fn charted(mut self) -> Self {
         self.has_chart = true;
         self
     }
 }
 
 /// A quantity of which more is better, without ratios and chart.
-pub const fn higher(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+pub(crate) const fn higher(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
     Metric::new(name, unit, Better::Higher, decimals)
 }
 
-/// The same where less is better.
-pub const fn lower(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+pub(crate) const fn lower(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
     Metric::new(name, unit, Better::Lower, decimals)
 }
 
 /// The same that only describes the measurement.
-pub const fn neither(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+pub(crate) const fn neither(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
     Metric::new(name, unit, Better::Neither, decimals)
 }
 
 /// What the tunnel's processes use, server and client together. Every measurement has these.
-pub const USAGE: &[Metric] = &[
+pub(crate) const USAGE: &[Metric] = &[
     lower("cpu_percent_average", "CPU avg %", 0),
     lower("cpu_percent_max", "CPU max %", 0),
     lower("memory_average_mib", "MiB avg", 1),

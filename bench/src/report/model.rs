@@ -15,107 +15,79 @@ use crate::stats::{Summary, paired_ratio};
 /// own work for the tunnel's packets outside of any process is within it.
 const ELSEWHERE_PERCENT_MAX: f64 = 25.0;
 
-/// How it was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Settings {
-    /// Cores of each side of a tunnel.
-    pub cores: usize,
-    /// Which CPUs they had.
-    pub placement: Placement,
-    /// What lay between the sides.
-    pub path: String,
-    /// How often everything was measured.
-    pub repeats: usize,
-    /// How long each time.
-    pub seconds: f64,
+pub(crate) struct Settings {
+    pub(crate) cores: usize,
+    pub(crate) placement: Placement,
+    pub(crate) path: String,
+    pub(crate) repeats: usize,
+    pub(crate) seconds: f64,
     /// Before that, how long it ran unmeasured.
-    pub warm_up_seconds: f64,
-    /// Lines that were added to dp.toml.
+    pub(crate) warm_up_seconds: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub overrides: Vec<String>,
+    pub(crate) overrides: Vec<String>,
 }
 
 /// One run: a fresh tunnel, one case, once.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Run {
+pub(crate) struct Run {
     /// In which round, from 1.
-    pub round: usize,
-    /// What was measured, by metric.
-    pub values: BTreeMap<String, f64>,
-    /// What the processes used.
+    pub(crate) round: usize,
+    pub(crate) values: BTreeMap<String, f64>,
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
+    pub(crate) usage: Option<Usage>,
     /// What the programs told at their end.
     #[serde(skip_deserializing)]
-    pub farewell: Farewell,
-    /// The load's command, where it is a program.
+    pub(crate) farewell: Farewell,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub load_command: Option<String>,
+    pub(crate) load_command: Option<String>,
     /// Why the first attempt failed, if this is the second one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repeated_after: Option<String>,
-    /// Why nothing was measured.
+    pub(crate) repeated_after: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
-/// What the runs of one metric come to.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-pub struct MetricSummary {
-    /// Median and extremes.
+pub(crate) struct MetricSummary {
     #[serde(flatten)]
-    pub summary: Summary,
+    pub(crate) summary: Summary,
     /// How many times as large as that of each baseline, within the rounds.
     #[serde(default)]
-    pub ratios: BTreeMap<String, f64>,
+    pub(crate) ratios: BTreeMap<String, f64>,
 }
 
-/// All runs of a tunnel in one case.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-pub struct TunnelReport {
-    /// The tunnel's label.
-    pub tunnel: String,
-    /// By metric.
+pub(crate) struct TunnelReport {
+    pub(crate) tunnel: String,
     #[serde(default)]
-    pub summary: BTreeMap<String, MetricSummary>,
-    /// One for each round.
-    pub runs: Vec<Run>,
+    pub(crate) summary: BTreeMap<String, MetricSummary>,
+    pub(crate) runs: Vec<Run>,
 }
 
-/// All tunnels in one case.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-pub struct CaseReport {
-    /// The case.
-    pub case: String,
-    /// In the order of the command line.
-    pub tunnels: Vec<TunnelReport>,
+pub(crate) struct CaseReport {
+    pub(crate) case: String,
+    pub(crate) tunnels: Vec<TunnelReport>,
 }
 
-/// All of a measurement.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
-pub struct Report {
-    /// Which measurement.
-    pub bench: String,
-    /// The command that reproduces it.
-    pub command: String,
-    /// What it was made on and with.
-    pub machine: Machine,
-    /// How it was made.
+pub(crate) struct Report {
+    pub(crate) bench: String,
+    pub(crate) command: String,
+    pub(crate) machine: Machine,
     #[serde(skip_deserializing)]
-    pub settings: Settings,
-    /// The tunnels that ratios refer to.
-    pub baselines: Vec<String>,
-    /// What was measured.
-    pub metrics: Vec<Metric>,
-    /// What came of it.
-    pub cases: Vec<CaseReport>,
+    pub(crate) settings: Settings,
+    pub(crate) baselines: Vec<String>,
+    pub(crate) metrics: Vec<Metric>,
+    pub(crate) cases: Vec<CaseReport>,
 }
 
 impl Run {
     /// Adds values; what is no number was not measured.
-    pub fn take(&mut self, values: impl IntoIterator<Item = (&'static str, f64)>) {
+    pub(crate) fn take(&mut self, values: impl IntoIterator<Item = (&'static str, f64)>) {
         let values = values.into_iter().filter(|(_, value)| value.is_finite());
         let values = values.map(|(metric, value)| (metric.to_owned(), value));
         self.values.extend(values);
@@ -123,7 +95,6 @@ impl Run {
 }
 
 impl TunnelReport {
-    /// The values of one metric, one for each run.
     pub(crate) fn values(&self, metric: &str) -> Vec<Option<f64>> {
         let values = self.runs.iter().map(|run| run.values.get(metric));
         values.map(Option::<&f64>::copied).collect()
@@ -131,29 +102,24 @@ impl TunnelReport {
 }
 
 impl CaseReport {
-    /// Fills the summaries in.
     fn summarise(&mut self, metrics: &[Metric], baselines: &[String]) {
-        for metric in metrics {
+        for metric in metrics.iter().map(|it| &*it.name) {
+            let is_baseline = |it: &&TunnelReport| baselines.contains(&it.tunnel);
+            let baselines = self.tunnels.iter().filter(is_baseline);
             let baselines: Vec<(String, Vec<Option<f64>>)> = baselines
-                .iter()
-                .filter_map(|label| {
-                    let baseline = self.tunnels.iter().find(|it| it.tunnel == *label)?;
-                    Some((label.clone(), baseline.values(&metric.name)))
-                })
+                .map(|it| (it.tunnel.clone(), it.values(metric)))
                 .collect();
             for tunnel in &mut self.tunnels {
-                let values = tunnel.values(&metric.name);
+                let values = tunnel.values(metric);
                 let Some(summary) = Summary::of(values.iter().copied().flatten()) else {
                     continue;
                 };
-                let ratios = baselines
-                    .iter()
-                    .filter_map(|(label, theirs)| {
-                        Some((label.clone(), paired_ratio(&values, theirs)?))
-                    })
-                    .collect();
+                let ratio = |(label, theirs): &(String, Vec<Option<f64>>)| {
+                    Some((label.clone(), paired_ratio(&values, theirs)?))
+                };
+                let ratios = baselines.iter().filter_map(ratio).collect();
                 let summary = MetricSummary { summary, ratios };
-                tunnel.summary.insert(metric.name.to_string(), summary);
+                tunnel.summary.insert(metric.to_owned(), summary);
             }
         }
     }
@@ -161,54 +127,57 @@ impl CaseReport {
 
 impl Report {
     /// Reads one; `None` if it is not there or is none.
-    pub fn read(file: &Path) -> Option<Self> {
+    pub(crate) fn read(file: &Path) -> Option<Self> {
         serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
     }
 
-    /// All runs of a tunnel in a case.
     pub(crate) fn runs(&self, case: &str, tunnel: &str) -> Option<&TunnelReport> {
         let mut cases = self.cases.iter();
         let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
         tunnels.find(|it| it.tunnel == tunnel)
     }
 
-    /// Median and extremes of a metric.
     pub(crate) fn summary(&self, case: &str, tunnel: &str, metric: &str) -> Option<&Summary> {
         Some(&self.runs(case, tunnel)?.summary.get(metric)?.summary)
     }
 
-    /// Works out medians, spreads and ratios of all runs.
-    pub fn summarise(&mut self) {
+    pub(crate) fn summarise(&mut self) {
         for case in &mut self.cases {
             case.summarise(&self.metrics, &self.baselines);
         }
     }
 
-    /// Metrics that at least one run has.
-    pub fn measured(&self) -> Vec<&Metric> {
-        let has = |metric: &Metric| {
-            self.tunnels()
-                .any(|tunnel| tunnel.summary.contains_key(&*metric.name))
-        };
-        self.metrics.iter().filter(|metric| has(metric)).collect()
+    pub(crate) fn measured(&self) -> Vec<&Metric> {
+        let tunnels = || self.cases.iter().flat_map(|case| &case.tunnels);
+        let has = |metric: &&Metric| tunnels().any(|it| it.summary.contains_key(&*metric.name));
+        self.metrics.iter().filter(has).collect()
+    }
+
+    pub(crate) fn each_run(&self) -> impl Iterator<Item = (&str, &str, &Run)> {
+        let tunnels = self.cases.iter().flat_map(|case| {
+            let tunnels = case.tunnels.iter();
+            tunnels.map(|tunnel| (case.case.as_str(), tunnel))
+        });
+        tunnels.flat_map(|(case, tunnel)| {
+            let runs = tunnel.runs.iter();
+            runs.map(move |run| (case, tunnel.tunnel.as_str(), run))
+        })
     }
 
     /// Runs that failed, each with case, tunnel, round and reason.
-    pub fn failures(&self) -> Vec<String> {
+    pub(crate) fn failures(&self) -> Vec<String> {
         self.told(|run| run.error.clone())
     }
 
     /// What a reader must know before trusting the numbers: a busy machine, complaints of the
     /// programs. What several runs share is said once.
-    pub fn remarks(&self) -> Vec<String> {
-        let runs = || self.tunnels().flat_map(|tunnel| &tunnel.runs);
+    pub(crate) fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
-        let busy: Vec<f64> = runs()
-            .filter_map(|run| Some(run.usage.as_ref()?.elsewhere_percent))
-            .filter(|percent| *percent > ELSEWHERE_PERCENT_MAX)
-            .collect();
+        let elsewhere = self.each_run().filter_map(|(.., run)| run.usage.as_ref());
+        let elsewhere = elsewhere.map(|usage| usage.elsewhere_percent);
+        let busy: Vec<f64> = elsewhere.filter(|it| *it > ELSEWHERE_PERCENT_MAX).collect();
         if let Some(most) = busy.iter().copied().reduce(f64::max) {
-            let (disturbed, all) = (busy.len(), runs().count());
+            let (disturbed, all) = (busy.len(), self.each_run().count());
             remarks.push(format!(
                 "in {disturbed} of {all} runs the machine was busy with something else, too (up to {most:.0} % of a CPU)"
             ));
@@ -220,35 +189,27 @@ impl Report {
             ))
         }));
         let mut complaints: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-        for tunnel in self.tunnels() {
-            for complaint in tunnel.runs.iter().flat_map(|run| &run.farewell.complaints) {
-                let place = (tunnel.tunnel.as_str(), without_time(complaint));
-                *complaints.entry(place).or_default() += 1;
+        for (_, tunnel, run) in self.each_run() {
+            for complaint in &run.farewell.complaints {
+                let times = complaints.entry((tunnel, without_time(complaint)));
+                *times.or_default() += 1;
             }
         }
-        for ((tunnel, complaint), times) in complaints {
-            remarks.push(format!("{tunnel}, {times} times: {complaint}"));
-        }
+        let complaints = complaints.into_iter();
+        remarks.extend(
+            complaints.map(|((tunnel, complaint), times)| {
+                format!("{tunnel}, {times} times: {complaint}")
+            }),
+        );
         remarks
     }
 
-    fn tunnels(&self) -> impl Iterator<Item = &TunnelReport> {
-        self.cases.iter().flat_map(|case| &case.tunnels)
-    }
-
     fn told(&self, what: impl Fn(&Run) -> Option<String>) -> Vec<String> {
-        let mut told = Vec::new();
-        for case in &self.cases {
-            for tunnel in &case.tunnels {
-                for run in &tunnel.runs {
-                    if let Some(text) = what(run) {
-                        let (case, tunnel, round) = (&case.case, &tunnel.tunnel, run.round);
-                        told.push(format!("{case}, {tunnel}, round {round}: {text}"));
-                    }
-                }
-            }
-        }
-        told
+        let told = self.each_run().filter_map(|(case, tunnel, run)| {
+            let text = what(run)?;
+            Some(format!("{case}, {tunnel}, round {}: {text}", run.round))
+        });
+        told.collect()
     }
 }
 
@@ -303,48 +264,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_and_ratios_are_worked_out() {
+    fn medians_and_ratios_are_worked_out_and_failures_told_with_their_place() {
         let report = report();
         let ours = &report.cases[0].tunnels[1].summary[&*SPEED.name];
         assert_eq!(ours.summary.median, 7.5);
         // Half as fast in each round, however different the rounds were.
         assert_eq!(ours.ratios["raw"], 0.5);
         assert_eq!(report.measured(), [&SPEED]);
-    }
-
-    #[test]
-    fn failures_are_told_with_their_place() {
-        let report = report();
         assert!(report.cases[1].tunnels[1].summary.is_empty());
         assert_eq!(report.failures(), ["udp, ours, round 1: it hung"]);
     }
 
     #[test]
-    fn a_busy_machine_is_remarked() {
+    fn a_busy_machine_is_remarked_and_what_programs_complain_about_said_once() {
         let mut report = report();
         assert_eq!(report.remarks(), Vec::<String>::new());
-        report.cases[0].tunnels[0].runs[0].usage = Some(Usage {
-            elsewhere_percent: 60.0,
-            ..Usage::default()
-        });
-        assert!(
-            report.remarks()[0].contains("60 %"),
-            "{:?}",
-            report.remarks()
-        );
-    }
-
-    #[test]
-    fn what_programs_complain_about_is_said_once() {
-        let mut report = report();
         for run in &mut report.cases[0].tunnels[1].runs {
-            let line = format!(
-                "server: 2026-01-01T00:00:0{}Z  WARN too few files",
-                run.round
-            );
+            let second = run.round;
+            let line = format!("server: 2026-01-01T00:00:0{second}Z  WARN too few files");
             run.farewell.complaints.push(line);
+            run.usage = Some(Usage {
+                elsewhere_percent: 60.0,
+                ..Usage::default()
+            });
         }
-        assert_eq!(report.remarks(), ["ours, 2 times: WARN too few files"]);
+        let [busy, complaint] = &report.remarks()[..] else {
+            panic!("{:?}", report.remarks());
+        };
+        assert!(
+            busy.contains("2 of 6 runs") && busy.contains("60 %"),
+            "{busy}"
+        );
+        assert_eq!(complaint, "ours, 2 times: WARN too few files");
     }
 
     #[test]

@@ -2,26 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
 use super::chart;
-use super::model::Report;
+use super::model::{Report, Settings};
 use super::table::Table;
-use crate::harness::BenchError;
+use crate::harness::{make, write};
 
 /// What stands under a table in a terminal: what it was measured on, what failed, what to know.
-pub fn notes(report: &Report) -> String {
+pub(crate) fn notes(report: &Report) -> String {
     let machine = &report.machine;
-    let settings = &report.settings;
+    let Settings {
+        path,
+        cores,
+        repeats,
+        seconds,
+        ..
+    } = &report.settings;
+    let (summary, date, commit) = (machine.summary(), &machine.date, &machine.commit);
+    let (load, versions) = (machine.load_average_before, machine.versions.join("; "));
     let mut text = format!(
-        "{}; {}; commit {}\n{}; {} core(s) per side, {} × {} s each; load average before: {}\n{}\n",
-        machine.summary(),
-        machine.date,
-        machine.commit,
-        settings.path,
-        settings.cores,
-        settings.repeats,
-        settings.seconds,
-        machine.load_average_before,
-        machine.versions.join("; "),
+        "{summary}; {date}; commit {commit}\n{path}; {cores} core(s) per side, {repeats} × {seconds} s each; load \
+         average before: {load}\n{versions}\n"
     );
     for failure in report.failures() {
         text.push_str(&format!("failed: {failure}\n"));
@@ -33,8 +35,7 @@ pub fn notes(report: &Report) -> String {
     text
 }
 
-/// The page.
-pub fn markdown(report: &Report, charts: &[PathBuf]) -> String {
+fn markdown(report: &Report, charts: &[PathBuf]) -> String {
     let mut text = format!(
         "# {}\n\n{}\n\
          Medians of {} run(s), each with a fresh tunnel, the tunnels in turn within every round; ± is half the \
@@ -56,25 +57,20 @@ pub fn markdown(report: &Report, charts: &[PathBuf]) -> String {
 
 /// Writes `NAME.json`, `NAME.md` and a chart for each metric that has one into a directory, which
 /// is created. Returns their paths.
-pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
-    let failed = |path: &Path| format!("writing {}", path.display());
-    std::fs::create_dir_all(directory).map_err(BenchError::io(failed(directory)))?;
+pub(crate) fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>> {
+    make(directory)?;
     let mut charts = Vec::new();
     for metric in report.measured().into_iter().filter(|it| it.has_chart) {
         let path = directory.join(format!("{}-{}.svg", report.bench, metric.name));
-        std::fs::write(&path, chart::bars(report, metric))
-            .map_err(BenchError::io(failed(&path)))?;
+        write(&path, &chart::bars(report, metric))?;
         charts.push(path);
     }
-    let json = directory.join(format!("{}.json", report.bench));
-    let text = serde_json::to_string_pretty(report)
-        .map_err(|error| BenchError::Failed(format!("the report as JSON: {error}")))?;
-    std::fs::write(&json, text + "\n").map_err(BenchError::io(failed(&json)))?;
-    let page = directory.join(format!("{}.md", report.bench));
-    std::fs::write(&page, markdown(report, &charts)).map_err(BenchError::io(failed(&page)))?;
-    let mut paths = vec![json, page];
-    paths.extend(charts);
-    Ok(paths)
+    let path = |ending| directory.join(format!("{}.{ending}", report.bench));
+    let (json, page) = (path("json"), path("md"));
+    write(&json, &(serde_json::to_string_pretty(report)? + "\n"))?;
+    write(&page, &markdown(report, &charts))?;
+    charts.splice(..0, [json, page]);
+    Ok(charts)
 }
 
 #[cfg(test)]
@@ -85,30 +81,21 @@ mod tests {
     #[test]
     fn a_report_is_written_whole() {
         let directory = tempfile::tempdir().expect("a directory");
-        let paths = write_all(&report(), &directory.path().join("new")).expect("written");
-        let names: Vec<String> = paths
-            .iter()
-            .map(|path| {
-                path.file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "example.json",
-                "example.md",
-                "example-throughput_gbit_s.svg"
-            ]
-        );
+        let directory = directory.path().join("new");
+        let paths = write_all(&report(), &directory).expect("written");
+        let names = [
+            "example.json",
+            "example.md",
+            "example-throughput_gbit_s.svg",
+        ];
+        assert_eq!(paths, names.map(|name| directory.join(name)));
         let page = std::fs::read_to_string(&paths[1]).expect("a page");
-        assert!(page.contains("![example-throughput_gbit_s.svg]"), "{page}");
-        assert!(
-            page.contains("failed: udp, ours, round 1: it hung"),
-            "{page}"
-        );
-        assert!(page.contains("command: qmux-bench example"), "{page}");
+        for words in [
+            "![example-throughput_gbit_s.svg]",
+            "failed: udp, ours, round 1: it hung",
+            "command: qmux-bench example",
+        ] {
+            assert!(page.contains(words), "{page}");
+        }
     }
 }

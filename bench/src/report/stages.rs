@@ -5,12 +5,13 @@
 //! inside of QUIC, the loopback's delivery inside of a send) is found first, and what no rule knows
 //! is shown as such.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::flamegraph::Stacks;
 use crate::harness::machine::Machine;
 
-/// What is looked at of a stack.
 #[derive(Clone, Copy, Debug)]
 enum Of {
     /// Parts of names of the innermost frame.
@@ -82,38 +83,28 @@ const RULES: &[(&str, Of, &str)] = &[
 /// What no rule knows.
 const OTHER: &str = "not grouped";
 
-/// A stage and its time.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stage {
-    /// Its name.
-    pub name: &'static str,
-    /// CPU time in nanoseconds.
-    pub ns: u64,
-}
+/// A stage and its CPU time in nanoseconds.
+pub(crate) type Stage = (&'static str, u64);
 
 /// What went through meanwhile, and what the system says that it cost.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Traffic {
-    /// Bytes of payload.
-    pub bytes: f64,
-    /// Packets; not a number where they were not counted.
-    pub packets: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: f64,
+    /// `None` where they were not counted.
+    pub(crate) packets: Option<f64>,
     /// CPU seconds of the process by the system's own account.
-    pub cpu_seconds: f64,
+    pub(crate) cpu_seconds: f64,
 }
 
 /// All of it, for programs.
-#[derive(Clone, Debug, Serialize)]
-pub struct Profile {
-    /// What was profiled under which load.
-    pub title: String,
-    /// On what.
-    pub machine: Machine,
-    /// What went through.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Profile {
+    pub(crate) title: String,
+    pub(crate) machine: Machine,
     #[serde(flatten)]
-    pub traffic: Traffic,
+    pub(crate) traffic: Traffic,
     /// Each stage with its CPU time in nanoseconds.
-    pub stages: Vec<(&'static str, u64)>,
+    pub(crate) stages: Vec<(Cow<'static, str>, u64)>,
 }
 
 /// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known.
@@ -145,49 +136,45 @@ fn stage_of(frames: &[&str]) -> &'static str {
 }
 
 /// The stages of these stacks, the dearest first and what is not grouped last.
-pub fn stages(stacks: &Stacks) -> Vec<Stage> {
+pub(crate) fn stages(stacks: &Stacks) -> Vec<Stage> {
     let mut stages: Vec<Stage> = Vec::new();
     for (frames, ns) in stacks.each() {
         // The first frame is the thread's name.
         let name = stage_of(frames.get(1..).unwrap_or_default());
-        match stages.iter_mut().find(|stage| stage.name == name) {
-            Some(stage) => stage.ns += ns,
-            None => stages.push(Stage { name, ns }),
+        match stages.iter_mut().find(|stage| stage.0 == name) {
+            Some(stage) => stage.1 += ns,
+            None => stages.push((name, ns)),
         }
     }
-    stages.sort_by_key(|stage| (stage.name == OTHER, std::cmp::Reverse(stage.ns)));
+    stages.sort_by_key(|(name, ns)| (*name == OTHER, std::cmp::Reverse(*ns)));
     stages
 }
 
 /// The table of stages: CPU seconds per GB and nanoseconds per packet, their sum, and beside it
 /// what was measured.
-pub fn table(stages: &[Stage], traffic: &Traffic) -> String {
-    let ns = |stage: &Stage| stage.ns as f64;
-    let grouped: f64 = stages.iter().filter(|it| it.name != OTHER).map(ns).sum();
-    let all: f64 = stages.iter().map(ns).sum();
+pub(crate) fn table(stages: &[Stage], traffic: &Traffic) -> String {
+    let all: f64 = stages.iter().map(|(_, ns)| *ns as f64).sum();
+    let grouped = stages.iter().filter(|(name, _)| *name != OTHER);
+    let grouped: f64 = grouped.map(|(_, ns)| *ns as f64).sum();
     let measured = traffic.cpu_seconds * 1e9;
-    // One nanosecond per byte is one second per GB.
-    let line = |name: &str, ns: f64| {
-        let (per_gb, per_packet) = (ns / traffic.bytes, ns / traffic.packets);
-        let share = ns / all * 100.0;
-        let per_packet = if per_packet.is_finite() {
-            format!("{per_packet:.0}")
-        } else {
-            "–".into()
-        };
-        format!("{per_gb:10.3}  {per_packet:>12}  {share:5.1}  {name}\n")
-    };
     let mut text = String::from("  CPU s/GB     ns/packet      %  stage\n");
-    for stage in stages {
-        text.push_str(&line(stage.name, ns(stage)));
+    let stages = stages.iter().map(|(name, ns)| (*name, *ns as f64));
+    let sums = [
+        ("sum of what is grouped", grouped),
+        ("measured by the system", measured),
+    ];
+    for (name, ns) in stages.chain(sums) {
+        // One nanosecond per byte is one second per GB.
+        let (per_gb, share) = (ns / traffic.bytes, ns / all * 100.0);
+        let per_packet = traffic
+            .packets
+            .map(|it| ns / it)
+            .filter(|it| it.is_finite());
+        let per_packet = per_packet.map_or("–".into(), |it| format!("{it:.0}"));
+        text += &format!("{per_gb:10.3}  {per_packet:>12}  {share:5.1}  {name}\n");
     }
-    text.push_str(&line("sum of what is grouped", grouped));
-    text.push_str(&line("measured by the system", measured));
-    text.push_str(&format!(
-        "the sum is {:.1} % of what was measured\n",
-        grouped / measured * 100.0
-    ));
-    text
+    let share = grouped / measured * 100.0;
+    text + &format!("the sum is {share:.1} % of what was measured\n")
 }
 
 #[cfg(test)]
@@ -205,26 +192,21 @@ core-0;start_thread;quiche::Connection<F>::recv;asm_sysvec_apic_timer_interrupt;
 core-0;start_thread;a_function_of_the_future 10
 ";
 
-    fn found() -> Vec<Stage> {
-        stages(&Stacks::of_folded(FOLDED))
-    }
-
-    fn ns(name: &str) -> u64 {
-        let stages = found();
-        let stage = stages.iter().find(|stage| stage.name.starts_with(name));
-        stage.map_or(0, |stage| stage.ns)
-    }
-
     #[test]
-    fn a_stack_belongs_to_the_first_stage_that_knows_a_frame() {
-        assert_eq!(ns("TCP receive"), 400);
-        // The receiver's side of the loopback runs inside of the send.
-        assert_eq!(ns("UDP send"), 200);
-        assert_eq!(ns("AES-GCM"), 150);
-        assert_eq!(ns("copies"), 100);
-        assert_eq!(ns("the rest of quiche"), 50);
-        assert_eq!(ns("waiting"), 60);
-        assert_eq!(ns("interrupts"), 30);
+    fn a_stack_belongs_to_the_first_stage_that_knows_a_frame_and_nothing_is_lost() {
+        let stages = stages(&Stacks::of_folded(FOLDED));
+        // The receiver's side of the loopback runs inside of the send. What is not grouped is last.
+        let wanted = [
+            ("TCP receive", 400),
+            (UDP_SEND, 200),
+            ("AES-GCM", 150),
+            ("copies in our memory", 100),
+            (WAITING, 60),
+            ("the rest of quiche", 50),
+            (INTERRUPTS, 30),
+            (OTHER, 10),
+        ];
+        assert_eq!(stages, wanted);
     }
 
     /// Lines of `STACK => STAGE`, the beginning of its name, each below these frames.
@@ -269,36 +251,20 @@ core-0;start_thread;a_function_of_the_future 10
     }
 
     #[test]
-    fn nothing_is_lost_and_what_is_not_grouped_comes_last() {
-        let stages = found();
-        assert_eq!(stages.iter().map(|it| it.ns).sum::<u64>(), 1_000);
-        assert_eq!(
-            stages.last(),
-            Some(&Stage {
-                name: OTHER,
-                ns: 10
-            })
-        );
-        assert_eq!(stages[0].ns, 400);
-    }
-
-    #[test]
     fn the_table_has_the_sum_beside_what_was_measured() {
         let traffic = Traffic {
             bytes: 1_000.0,
-            packets: 10.0,
+            packets: Some(10.0),
             cpu_seconds: 1.1e-6,
         };
-        let text = table(&found(), &traffic);
-        let line = |name: &str| {
-            text.lines()
-                .find(|line| line.ends_with(name))
-                .expect("a line")
-        };
-        assert!(line("TCP receive").contains("0.400"), "{text}");
-        assert!(line("TCP receive").contains(" 40 "), "{text}");
-        assert!(line("sum of what is grouped").contains("0.990"), "{text}");
-        assert!(line("measured by the system").contains("1.100"), "{text}");
-        assert!(text.ends_with("the sum is 90.0 % of what was measured\n"));
+        let text = table(&stages(&Stacks::of_folded(FOLDED)), &traffic);
+        for line in [
+            "     0.400            40   40.0  TCP receive",
+            "     0.990            99   99.0  sum of what is grouped",
+            "     1.100           110  110.0  measured by the system",
+            "the sum is 90.0 % of what was measured",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 }

@@ -1,13 +1,12 @@
 //! Tables, for terminals and for Markdown.
 
-use super::model::{Report, TunnelReport};
+use super::model::{MetricSummary, Report, TunnelReport};
 
 /// A spread below this is not worth a reader's attention, in percent.
 const SPREAD_SHOWN_PERCENT: f64 = 0.5;
 
-/// Rows of text under a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     head: Vec<String>,
     rows: Vec<Vec<String>>,
     /// So many columns are names, the others numbers.
@@ -19,7 +18,7 @@ const NAME_COLUMNS: usize = 2;
 
 impl Table {
     /// Without rows. The first `names` columns are names, aligned on the left.
-    pub fn new(names: usize, head: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub(crate) fn new(names: usize, head: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             head: head.into_iter().map(Into::into).collect(),
             rows: Vec::new(),
@@ -27,23 +26,19 @@ impl Table {
         }
     }
 
-    /// Adds a row.
-    pub fn push(&mut self, row: Vec<String>) {
+    pub(crate) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
 
     /// A report's numbers: a row for each case and tunnel.
-    pub fn of(report: &Report) -> Self {
+    pub(crate) fn of(report: &Report) -> Self {
         let metrics = report.measured();
         let mut table = Self::new(NAME_COLUMNS, ["case", "tunnel"]);
         for metric in &metrics {
             table.head.push(metric.unit.to_string());
             if metric.has_ratio {
-                let ratios = report
-                    .baselines
-                    .iter()
-                    .map(|baseline| format!("× {baseline}"));
-                table.head.extend(ratios);
+                let baselines = report.baselines.iter();
+                table.head.extend(baselines.map(|it| format!("× {it}")));
             }
         }
         for case in &report.cases {
@@ -67,8 +62,7 @@ impl Table {
         table
     }
 
-    /// For a terminal.
-    pub fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let widths = self.widths();
         let mut text = String::new();
         let rule: Vec<String> = widths.iter().map(|width| "─".repeat(*width)).collect();
@@ -85,18 +79,16 @@ impl Table {
         text
     }
 
-    /// For Markdown.
-    pub fn to_markdown(&self) -> String {
-        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let mut text = line(&self.head);
-        let marks: Vec<String> = (0..self.head.len())
-            .map(|column| if column < self.names { "---" } else { "---:" }.to_owned())
-            .collect();
-        text.push_str(&line(&marks));
-        for row in &self.rows {
-            text.push_str(&line(row));
-        }
-        text
+    pub(crate) fn to_markdown(&self) -> String {
+        let marks = (0..self.head.len()).map(|column| match column {
+            column if column < self.names => "---".to_owned(),
+            _ => "---:".to_owned(),
+        });
+        let marks: Vec<String> = marks.collect();
+        let lines = [&self.head, &marks].into_iter().chain(&self.rows);
+        lines
+            .map(|it| format!("| {} |\n", it.join(" | ")))
+            .collect()
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -110,17 +102,12 @@ impl Table {
     }
 
     fn push_line(&self, text: &mut String, cells: &[String], widths: &[usize]) {
-        let mut line = String::new();
-        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            let gap = " ".repeat(width - cell.chars().count());
-            let (before, after) = if column < self.names {
-                ("", gap.as_str())
-            } else {
-                (gap.as_str(), "")
-            };
-            let separator = if column == 0 { "" } else { "  " };
-            line.push_str(&format!("{separator}{before}{cell}{after}"));
-        }
+        let cells = cells.iter().zip(widths).enumerate();
+        let cells = cells.map(|(column, (cell, &width))| match column {
+            column if column < self.names => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -128,23 +115,20 @@ impl Table {
 
 /// The median, with its spread if there is one.
 fn cell(tunnel: &TunnelReport, metric: &str, decimals: usize) -> String {
-    let Some(found) = tunnel.summary.get(metric) else {
+    let Some(MetricSummary { summary, .. }) = tunnel.summary.get(metric) else {
         return "–".into();
     };
-    let (median, spread) = (found.summary.median, found.summary.spread_percent());
-    if found.summary.samples > 1 && spread >= SPREAD_SHOWN_PERCENT {
-        format!("{median:.decimals$} ±{spread:.0}%")
-    } else {
-        format!("{median:.decimals$}")
+    let (median, spread) = (summary.median, summary.spread_percent());
+    if summary.samples > 1 && spread >= SPREAD_SHOWN_PERCENT {
+        return format!("{median:.decimals$} ±{spread:.0}%");
     }
+    format!("{median:.decimals$}")
 }
 
 fn ratio(tunnel: &TunnelReport, metric: &str, baseline: &str) -> String {
-    let found = tunnel.summary.get(metric);
-    match found.and_then(|found| found.ratios.get(baseline)) {
-        Some(ratio) => format!("{ratio:.2}"),
-        None => "–".into(),
-    }
+    let ratio = tunnel.summary.get(metric);
+    let ratio = ratio.and_then(|found| found.ratios.get(baseline));
+    ratio.map_or("–".into(), |ratio| format!("{ratio:.2}"))
 }
 
 #[cfg(test)]
@@ -153,30 +137,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_median_spread_and_ratio() {
+    fn a_row_has_median_spread_and_ratio_aligned_in_text_and_marked_in_markdown() {
         let table = Table::of(&report());
-        assert_eq!(table.head, ["case", "tunnel", "Gbit/s", "× raw"]);
-        assert_eq!(table.rows[1], ["tcp", "ours", "7.50 ±33%", "0.50"]);
-        assert_eq!(table.rows[3], ["udp", "ours", "failed", "–"]);
-    }
-
-    #[test]
-    fn columns_are_aligned_in_text() {
-        let text = Table::of(&report()).to_text();
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "case  tunnel      Gbit/s  × raw");
-        assert_eq!(lines[2], "tcp   raw     15.00 ±33%   1.00");
-        assert_eq!(lines[3], "tcp   ours     7.50 ±33%   0.50");
-        // An empty line between the cases.
-        assert_eq!(lines[4], "");
-    }
-
-    #[test]
-    fn markdown_has_a_head_and_marks() {
-        let text = Table::of(&report()).to_markdown();
-        assert!(
-            text.starts_with("| case | tunnel | Gbit/s | × raw |\n| --- | --- | ---: | ---: |\n")
-        );
-        assert_eq!(text.lines().count(), 6);
+        let text = "case  tunnel      Gbit/s  × raw\n────  ──────  ──────────  ─────\n\
+                    tcp   raw     15.00 ±33%   1.00\ntcp   ours     7.50 ±33%   0.50\n\n\
+                    udp   raw           1.00   1.00\nudp   ours        failed      –\n";
+        assert_eq!(table.to_text(), text);
+        let markdown = "| case | tunnel | Gbit/s | × raw |\n| --- | --- | ---: | ---: |\n\
+                        | tcp | raw | 15.00 ±33% | 1.00 |\n| tcp | ours | 7.50 ±33% | 0.50 |\n\
+                        | udp | raw | 1.00 | 1.00 |\n| udp | ours | failed | – |\n";
+        assert_eq!(table.to_markdown(), markdown);
     }
 }
