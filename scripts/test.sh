@@ -2,8 +2,8 @@
 # Every check and every test, with a summary at the end. Ends with 0 only if all of them passed.
 #
 #   scripts/test.sh            everything, as CI runs it
-#   scripts/test.sh --quick    for developers: installs nothing; leaves out fuzzing, emulated links and what fails
-#                              on them, the runs with quinn-dp, and the end-to-end tests that are not about the wire
+#   scripts/test.sh --quick    for developers: installs nothing; leaves out fuzzing, emulated links and the test
+#                              of links that fail, the runs with quinn-dp, and the end-to-end tests that are not about the wire
 #                              (operating, limits, counters, runtimes: run the topics of a change by hand); the
 #                              largest are scaled down
 #
@@ -58,7 +58,7 @@ finish() {
     echo
     echo "==== summary"
     if $quick; then
-        echo "left out   fuzzing, emulated links, quinn-dp, end-to-end tests that are not of the subset \"${QMUX_E2E_SUBSET:-all}\""
+        echo "left out   fuzzing, emulated links, links that fail, quinn-dp, end-to-end tests that are not of the subset \"${QMUX_E2E_SUBSET:-all}\""
     fi
     printf '%s\n' "${summary[@]}"
     if [ "$failed" -eq 0 ]; then

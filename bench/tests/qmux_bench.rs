@@ -26,11 +26,9 @@ fn build_quinn_dp() {
         // (ring's does) would run again, and all that depends on them be compiled again, both
         // here and in the next build outside of a test.
         for (name, _) in std::env::vars_os() {
-            let told = ["CARGO_MANIFEST_", "CARGO_PKG_"];
-            if name
-                .to_str()
-                .is_some_and(|it| told.iter().any(|told| it.starts_with(told)))
-            {
+            let is_of_package =
+                |it: &str| it.starts_with("CARGO_MANIFEST_") || it.starts_with("CARGO_PKG_");
+            if name.to_str().is_some_and(is_of_package) {
                 cargo.env_remove(name);
             }
         }

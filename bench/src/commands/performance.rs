@@ -1,4 +1,5 @@
-//! `qmux-bench performance`: docs/performance.md, the prose of a template, with what was measured woven in.
+//! `qmux-bench performance`: docs/performance.md, the prose of a template, with what was measured
+//! woven in.
 //!
 //! A line `<!-- measured KIND NAME [METRICS]: COMMAND -->` of the template says what stands under
 //! it: a table of what the command has written into a directory of that name. The number itself

@@ -260,6 +260,7 @@ fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: us
     };
     match with_tunnel(case, spec, setup, cores, &mut run.farewell) {
         Ok(outcome) => {
+            // What the case says itself comes last, and wins.
             run.take(counted_values(&run.farewell));
             run.take(outcome.values);
             let of_sides = outcome.of_sides.into_iter();

@@ -135,6 +135,7 @@ pub(crate) fn set(visit: SocketAddr) -> Result<Measured> {
     redis_benchmark(visit, "set", 1, 1, 0).run()
 }
 
+/// A server that keeps everything in memory.
 fn redis_server(address: SocketAddr, directory: &Path) -> Launch {
     let (ip, port) = (address.ip(), address.port());
     Launch::new("redis-server", "redis-server")

@@ -94,6 +94,23 @@ pub(crate) async fn yield_now() {
     .await;
 }
 
+/// Waits for `readiness`. If it is there at once, every task that is ready gets a turn first: on
+/// epoll, a socket that never runs dry would keep the core to itself. On io_uring it never is.
+pub(crate) async fn in_turn<T>(readiness: impl Future<Output = T>) -> T {
+    let mut readiness = pin!(readiness);
+    let mut has_waited = false;
+    let ready = poll_fn(|cx| {
+        let polled = readiness.as_mut().poll(cx);
+        has_waited |= polled.is_pending();
+        polled
+    })
+    .await;
+    if !has_waited {
+        yield_now().await;
+    }
+    ready
+}
+
 async fn bring_back(yielded: Rc<Yielded>) {
     let mut wakers = Vec::new();
     loop {
@@ -109,31 +126,44 @@ async fn bring_back(yielded: Rc<Yielded>) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_task_that_yields_lets_every_ready_task_run_first() {
+    /// Two tasks that each do something between two calls of `rest`, three times.
+    fn order_of_two_tasks<F: Future<Output = ()>>(
+        rest: impl Fn() -> F + Copy + 'static,
+    ) -> Vec<&'static str>
+    where
+        F: 'static,
+    {
         let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
             .enable_timer()
             .build()
             .expect("a runtime");
-        let order = runtime.block_on(async {
+        runtime.block_on(async {
             let order = Rc::<RefCell<Vec<&str>>>::default();
-            let (first, second) = (Rc::clone(&order), Rc::clone(&order));
-            let a = monoio::spawn(async move {
-                for _ in 0..3 {
-                    first.borrow_mut().push("a");
-                    yield_now().await;
-                }
+            let tasks = ["a", "b"].map(|name| {
+                let order = Rc::clone(&order);
+                monoio::spawn(async move {
+                    for _ in 0..3 {
+                        order.borrow_mut().push(name);
+                        rest().await;
+                    }
+                })
             });
-            let b = monoio::spawn(async move {
-                for _ in 0..3 {
-                    second.borrow_mut().push("b");
-                    yield_now().await;
-                }
-            });
-            a.await;
-            b.await;
+            for task in tasks {
+                task.await;
+            }
             order.take()
-        });
+        })
+    }
+
+    #[test]
+    fn a_task_that_yields_lets_every_ready_task_run_first() {
+        let order = order_of_two_tasks(yield_now);
+        assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
+    }
+
+    #[test]
+    fn whoever_finds_at_once_what_it_waits_for_lets_every_ready_task_run_first() {
+        let order = order_of_two_tasks(|| in_turn(std::future::ready(())));
         assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
     }
 

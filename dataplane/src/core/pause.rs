@@ -1,11 +1,12 @@
 //! Pauses of a fraction of a millisecond, for which the runtime's timer is too coarse.
 //!
 //! The tasks of a core share one timer: the first one that pauses sets it, and when it fires, all
-//! of them go on. So a pause takes [`PAUSE`] or less, and a core needs one descriptor for it, which
-//! it opens when it is first needed.
+//! of them go on. So a pause takes [`PAUSE`] or less, and longer only while the core has something
+//! else to do; and a core needs one descriptor for it, which it opens when it is first needed.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -14,40 +15,40 @@ use std::time::Duration;
 use super::task;
 use crate::sys::timer::FineTimer;
 
-/// The longest pause. Network cards that moderate their interrupts wait as long under load.
+/// The length of a pause. Network cards that moderate their interrupts wait as long under load.
 pub(crate) const PAUSE: Duration = Duration::from_micros(100);
 
 struct Pauses {
     timer: FineTimer,
     is_set: Cell<bool>,
-    /// Number of times that the timer has fired.
-    fired: Cell<u64>,
+    /// Number of times that pauses have ended.
+    ended: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
-    /// Whether waiting for the timer has failed, so that nobody may wait any more.
+    /// Whether nobody waits for the timer any more.
     is_broken: Cell<bool>,
 }
 
 thread_local! {
-    /// Never dropped, because the runtime that the timer belongs to ends first.
-    static OF_THIS_CORE: ManuallyDrop<OnceCell<Option<Rc<Pauses>>>> =
-        const { ManuallyDrop::new(OnceCell::new()) };
+    /// Never dropped, because the runtime that the timer belongs to ends first. A thread has one
+    /// runtime; the tasks of a second one would wait for the timer of the first.
+    static OF_THIS_CORE: ManuallyDrop<RefCell<Option<Rc<Pauses>>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
-/// Waits for [`PAUSE`] at most; not at all if the process has no descriptor left for a timer.
-/// Cancel-safe.
-pub(crate) async fn pause() {
-    let pauses = OF_THIS_CORE.with(|cell| cell.get_or_init(Pauses::start).clone());
-    let Some(pauses) = pauses else { return };
-    if pauses.is_broken.get() {
-        return;
+/// Waits for [`PAUSE`], or until a pause ends that another task has begun. Cancel-safe.
+///
+/// # Errors
+/// If there is no timer for it: the process has no descriptor left, for example. Nothing was waited
+/// for then, and the caller must not simply try again.
+pub(crate) async fn pause() -> io::Result<()> {
+    let pauses = Pauses::of_this_core()?;
+    if !pauses.is_set.get() {
+        pauses.timer.set(PAUSE)?;
+        pauses.is_set.set(true);
     }
-    if !pauses.is_set.replace(true) && pauses.timer.set(PAUSE).is_err() {
-        pauses.is_set.set(false);
-        return;
-    }
-    let before = pauses.fired.get();
+    let before = pauses.ended.get();
     poll_fn(|cx| {
-        if pauses.fired.get() != before {
+        if pauses.ended.get() != before {
             return Poll::Ready(());
         }
         let mut waiting = pauses.waiting.borrow_mut();
@@ -57,36 +58,72 @@ pub(crate) async fn pause() {
         Poll::Pending
     })
     .await;
+    Ok(())
+}
+
+#[cfg(test)]
+thread_local! {
+    static FAILS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Has every pause of this thread fail, as if there were no descriptor for its timer.
+#[cfg(test)]
+pub(crate) fn fail_from_now_on() {
+    FAILS.set(true);
 }
 
 impl Pauses {
-    fn start() -> Option<Rc<Pauses>> {
-        let pauses = Rc::new(Pauses {
-            timer: FineTimer::new().ok()?,
-            is_set: Cell::new(false),
-            fired: Cell::new(0),
-            waiting: RefCell::default(),
-            is_broken: Cell::new(false),
-        });
-        task::spawn(Rc::clone(&pauses).end_pauses());
-        Some(pauses)
+    fn of_this_core() -> io::Result<Rc<Pauses>> {
+        #[cfg(test)]
+        if FAILS.get() {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        OF_THIS_CORE.with(|cell| {
+            let mut of_this_core = cell.borrow_mut();
+            if let Some(pauses) = &*of_this_core
+                && !pauses.is_broken.get()
+            {
+                return Ok(Rc::clone(pauses));
+            }
+            let pauses = Rc::new(Pauses {
+                timer: FineTimer::new()?,
+                is_set: Cell::new(false),
+                ended: Cell::new(0),
+                waiting: RefCell::default(),
+                is_broken: Cell::new(false),
+            });
+            let broken = Rc::clone(&pauses);
+            task::spawn_or(Rc::clone(&pauses).end_pauses(), move || broken.give_up());
+            *of_this_core = Some(Rc::clone(&pauses));
+            Ok(pauses)
+        })
     }
 
     async fn end_pauses(self: Rc<Self>) {
-        let mut woken = Vec::new();
-        loop {
-            let result = self.timer.fired().await;
-            self.is_broken.set(result.is_err());
-            self.is_set.set(false);
-            self.fired.set(self.fired.get() + 1);
-            std::mem::swap(&mut woken, &mut *self.waiting.borrow_mut());
-            for waker in woken.drain(..) {
-                waker.wake();
-            }
-            if result.is_err() {
-                return;
-            }
+        while self.timer.fired().await.is_ok() {
+            self.end_pause();
         }
+        self.give_up();
+    }
+
+    fn end_pause(&self) {
+        self.is_set.set(false);
+        self.ended.set(self.ended.get() + 1);
+        // Taken out, because whoever is woken may pause again.
+        let mut woken = self.waiting.take();
+        for waker in woken.drain(..) {
+            waker.wake();
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.capacity() == 0 {
+            *waiting = woken;
+        }
+    }
+
+    /// Nobody waits for the timer any more: ends the last pause. The next one is another timer's.
+    fn give_up(&self) {
+        self.is_broken.set(true);
+        self.end_pause();
     }
 }
 
@@ -105,18 +142,32 @@ mod tests {
             for _ in 0..3 {
                 let over = Rc::clone(&over);
                 task::spawn(async move {
-                    pause().await;
+                    pause().await.expect("a timer");
                     over.set(over.get() + 1);
                 });
             }
             for _ in 0..3 {
-                pause().await;
+                pause().await.expect("a timer");
             }
             assert_eq!(over.get(), 3);
-            let pauses = OF_THIS_CORE.with(|cell| cell.get().cloned().flatten());
-            let pauses = pauses.expect("a timer");
-            assert_eq!(pauses.fired.get(), 3);
+            let pauses = Pauses::of_this_core().expect("a timer");
+            assert_eq!(pauses.ended.get(), 3);
             assert!(pauses.waiting.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_timer_that_breaks_ends_the_pause_and_the_next_one_has_another() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let pauses = Pauses::of_this_core().expect("a timer");
+            pauses.is_set.set(true); // Which nobody has done: it never fires.
+            task::spawn(async move { pauses.give_up() });
+            pause().await.expect("it ends");
+            pause().await.expect("another timer");
         });
     }
 }

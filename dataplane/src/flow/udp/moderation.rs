@@ -1,11 +1,14 @@
 //! How often a socket is looked into whose datagrams keep coming.
 //!
 //! Each look that finds a few datagrams costs a core its waking, a receive call, a flush of the
-//! lane and a send, and costs the other end as much: some 5 µs beside the 2 µs of a datagram. So
+//! lane and a send, and costs the other end as much, some 5 µs beside the 2 µs of a datagram. So
 //! where datagrams come fast, looks are [`PAUSE`](crate::core::pause::PAUSE) apart, as the
-//! interrupts of a network card are. It halved the turns at 100,000 datagrams of 1,150 bytes a
-//! second, and took 15 % off the CPU. Where few come, or where they come in bunches anyway, nothing
-//! waits.
+//! interrupts of a network card are (what it gave: docs/decisions.md, *Costs*). Where few come, or
+//! where they come in bunches anyway, there is no pause.
+//!
+//! A datagram then waits for up to a pause, whosever it is: all visitors of a port share the socket
+//! of their core. Visitors who wait for answers before they send more would have fewer of them; so
+//! from time to time a socket is looked into freely, and if more comes then, it stays so.
 //!
 //! [`Moderation`] knows no clock: time comes in as an argument.
 
@@ -19,8 +22,23 @@ const WINDOW: Duration = Duration::from_millis(1);
 /// in a pause.
 const DATAGRAMS_MIN: u32 = 64;
 
-/// Least number of looks in a window that a pause would bring together: 60 µs apart.
+/// Least number of looks in a window that pauses would bring together: 60 µs apart.
 const LOOKS_MIN: u32 = 16;
+
+/// Windows without pauses before the first one with them, so that both can be compared.
+const FREE_WINDOWS_MIN: u32 = 8;
+
+/// Windows with pauses before it is judged what they do.
+const PACED_WINDOWS_MIN: u32 = 16;
+
+/// Windows with pauses after which the socket is looked into freely again, to compare.
+const PACED_WINDOWS_MAX: u32 = 1_000;
+
+/// Pauses slow the traffic if less than this many quarters of it come.
+const QUARTERS_MIN: u32 = 3;
+
+/// How long there are no pauses after they have slowed the traffic.
+const FREE_AFTER_SLOWING: Duration = Duration::from_secs(1);
 
 /// The recent past of one socket.
 #[derive(Debug, Default)]
@@ -28,12 +46,27 @@ pub(super) struct Moderation {
     window_began: Cell<Option<Instant>>,
     datagrams: Cell<u32>,
     looks: Cell<u32>,
-    is_fast: Cell<bool>,
+    is_paced: Cell<bool>,
+    /// Windows since `is_paced` has changed.
+    windows: Cell<u32>,
+    /// Datagrams of a window without pauses and of one with them, on average.
+    free: Cell<u32>,
+    paced: Cell<u32>,
+    free_until: Cell<Option<Instant>>,
     /// Whether nothing has come since the last pause began.
     found_nothing: Cell<bool>,
 }
 
 impl Moderation {
+    /// One that always has a pause, for as long as something comes.
+    #[cfg(test)]
+    pub(super) fn always() -> Moderation {
+        let moderation = Moderation::default();
+        moderation.begin_window(Instant::now() + 1_000 * WINDOW);
+        moderation.pace(true);
+        moderation
+    }
+
     /// Notes that a receive call has brought so many datagrams.
     pub(super) fn received(&self, datagrams: u32) {
         self.datagrams
@@ -41,28 +74,74 @@ impl Moderation {
         self.found_nothing.set(false);
     }
 
-    /// Notes that the socket was looked into, and is empty. Returns whether there should be a pause
-    /// before the next look, rather than one as soon as something comes.
+    /// Notes that there may be more in the socket than was looked at, or that a pause was not
+    /// possible: there is none before the next look.
+    pub(super) fn interrupted(&self) {
+        self.pace(false);
+        self.window_began.set(None);
+    }
+
+    /// Notes that the socket was looked into until it was empty. Returns whether there should be a
+    /// pause before the next look, rather than one as soon as something comes.
     pub(super) fn emptied(&self, now: Instant) -> bool {
         // Nothing came during a pause: it has only cost a waking.
-        if self.found_nothing.get() {
+        if self.found_nothing.replace(false) {
+            self.pace(false);
             self.begin_window(now);
-            self.is_fast.set(false);
-            self.found_nothing.set(false);
             return false;
         }
         self.looks.set(self.looks.get() + 1);
-        let began = self.window_began.get();
-        if began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW) {
+        match self.window_began.get() {
+            Some(began) if now < began + WINDOW => {}
             // After a longer time without a look, the window says less than it seems to.
-            let is_recent = began.is_some_and(|began| now < began + 2 * WINDOW);
-            let many = self.datagrams.get() >= DATAGRAMS_MIN;
-            let often = self.is_fast.get() || self.looks.get() >= LOOKS_MIN;
-            self.is_fast.set(is_recent && many && often);
-            self.begin_window(now);
+            Some(began) if now < began + 2 * WINDOW => {
+                self.judge(now);
+                self.begin_window(now);
+            }
+            _ => {
+                self.pace(false);
+                self.begin_window(now);
+            }
         }
-        self.found_nothing.set(self.is_fast.get());
-        self.is_fast.get()
+        self.found_nothing.set(self.is_paced.get());
+        self.is_paced.get()
+    }
+
+    /// Decides at the end of a window how the next one is.
+    fn judge(&self, now: Instant) {
+        let datagrams = self.datagrams.get();
+        let average = if self.is_paced.get() {
+            &self.paced
+        } else {
+            &self.free
+        };
+        let windows = self.windows.get();
+        average.set(match windows {
+            0 => datagrams,
+            _ => (average.get() * 7 + datagrams) / 8,
+        });
+        self.windows.set(windows + 1);
+        let are_many = datagrams >= DATAGRAMS_MIN;
+        if !self.is_paced.get() {
+            let may = self.free_until.get().is_none_or(|until| until <= now);
+            let looks_often = self.looks.get() >= LOOKS_MIN;
+            if may && are_many && looks_often && windows >= FREE_WINDOWS_MIN {
+                self.pace(true);
+            }
+            return;
+        }
+        let slows = self.paced.get() * 4 < self.free.get() * QUARTERS_MIN;
+        if windows >= PACED_WINDOWS_MIN && slows {
+            self.free_until.set(Some(now + FREE_AFTER_SLOWING));
+            self.pace(false);
+        } else if !are_many || windows >= PACED_WINDOWS_MAX {
+            self.pace(false);
+        }
+    }
+
+    fn pace(&self, is_paced: bool) {
+        self.is_paced.set(is_paced);
+        self.windows.set(0);
     }
 
     fn begin_window(&self, now: Instant) {
@@ -77,21 +156,29 @@ mod tests {
     use super::*;
     use crate::core::pause::PAUSE;
 
-    /// Datagrams come in bunches of `bunch` every `every`, for 20 ms. Returns the looks that there
-    /// were, and those of them that found nothing.
-    fn run(bunch: u32, every: Duration) -> (u32, u32) {
+    const LONG: Duration = Duration::from_millis(1_000);
+
+    /// What a simulated socket was looked into for.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Looks {
+        all: u32,
+        in_vain: u32,
+        datagrams: u32,
+    }
+
+    /// Bunches of `bunch` datagrams come every `every`, whatever happens to them.
+    fn stream(bunch: u32, every: Duration, of: Duration) -> Looks {
         let moderation = Moderation::default();
         let begin = Instant::now();
-        let end = begin + Duration::from_millis(20);
-        let (mut now, mut looks, mut empty) = (begin, 0, 0);
-        let mut seen = 0;
-        while now < end {
+        let (mut now, mut looks, mut seen) = (begin, Looks::default(), 0);
+        while now < begin + of {
             let come = (now - begin).as_nanos() / every.as_nanos();
             let new = u32::try_from(come).expect("few") - seen;
             seen += new;
-            looks += 1;
+            looks.all += 1;
+            looks.datagrams += new * bunch;
             match new {
-                0 => empty += 1,
+                0 => looks.in_vain += 1,
                 new => moderation.received(new * bunch),
             }
             now = if moderation.emptied(now) {
@@ -100,49 +187,104 @@ mod tests {
                 begin + every * (seen + 1)
             };
         }
-        (looks, empty)
+        looks
+    }
+
+    /// `flying` visitors each send a datagram `round_trip` after their last one was taken.
+    fn closed_loop(flying: u32, round_trip: Duration, of: Duration) -> Looks {
+        let moderation = Moderation::default();
+        let begin = Instant::now();
+        let mut next: Vec<Instant> = (0..flying)
+            .map(|it| begin + round_trip / flying * it)
+            .collect();
+        let (mut now, mut looks) = (begin, Looks::default());
+        while now < begin + of {
+            let mut new = 0;
+            for at in next.iter_mut().filter(|at| **at <= now) {
+                *at = now + round_trip;
+                new += 1;
+            }
+            looks.all += 1;
+            looks.datagrams += new;
+            match new {
+                0 => looks.in_vain += 1,
+                new => moderation.received(new),
+            }
+            now = if moderation.emptied(now) {
+                now + PAUSE
+            } else {
+                *next.iter().min().expect("visitors")
+            };
+        }
+        looks
     }
 
     #[test]
     fn datagrams_that_keep_coming_are_taken_together() {
-        let (looks, empty) = run(1, Duration::from_micros(10));
-        assert!(
-            looks < 100 + 200 + 10,
-            "the first window, then ten in each: {looks}"
-        );
-        assert_eq!(empty, 1, "the look at the very beginning");
+        let looks = stream(1, Duration::from_micros(10), LONG);
+        // Ten in a window, and now and then some windows in which each is looked for.
+        assert!(looks.all < 14_000, "{looks:?}");
+        assert_eq!(looks.in_vain, 1, "the look at the very beginning");
     }
 
     #[test]
     fn few_datagrams_wait_for_nothing() {
-        let every = Duration::from_micros(20);
-        let (looks, empty) = run(1, every);
-        assert_eq!((looks, empty), (1_000, 1));
+        let looks = stream(1, Duration::from_micros(20), LONG);
+        assert_eq!((looks.all, looks.in_vain), (50_000, 1));
     }
 
     #[test]
     fn bunches_that_come_as_they_are_wait_for_nothing() {
-        let (looks, empty) = run(64, Duration::from_micros(200));
-        assert_eq!((looks, empty), (100, 1));
+        let looks = stream(64, Duration::from_micros(200), LONG);
+        assert_eq!((looks.all, looks.in_vain), (5_000, 1));
+    }
+
+    #[test]
+    fn visitors_who_wait_for_answers_have_as_many_but_for_moments() {
+        let free = 8 * 1_000_000 / 60;
+        let looks = closed_loop(8, Duration::from_micros(60), LONG);
+        assert!(looks.datagrams > free * 95 / 100, "{looks:?} of {free}");
+        // Whose round trip is long compared with a pause does not notice it, and gains by it.
+        let free = 64 * 1_000_000 / 600;
+        let looks = closed_loop(64, Duration::from_micros(600), LONG);
+        assert!(looks.datagrams > free * 85 / 100, "{looks:?} of {free}");
+        assert!(looks.all < 15_000, "{looks:?}");
     }
 
     #[test]
     fn a_stream_that_stops_costs_one_look_in_vain_and_begins_anew() {
         let moderation = Moderation::default();
         let mut now = Instant::now();
-        let mut until_fast = 0;
+        let mut until_paced = 0;
         loop {
             moderation.received(1);
             if moderation.emptied(now) {
                 break;
             }
-            until_fast += 1;
+            until_paced += 1;
             now += Duration::from_micros(10);
         }
-        assert!((100..=202).contains(&until_fast), "{until_fast}");
+        let windows = until_paced / 100;
+        assert!((FREE_WINDOWS_MIN..FREE_WINDOWS_MIN + 4).contains(&windows));
         now += PAUSE;
         assert!(!moderation.emptied(now), "nothing came during the pause");
         moderation.received(1);
         assert!(!moderation.emptied(now));
+    }
+
+    #[test]
+    fn after_an_interruption_there_is_no_pause() {
+        let moderation = Moderation::default();
+        let mut now = Instant::now();
+        loop {
+            moderation.received(1);
+            if moderation.emptied(now) {
+                break;
+            }
+            now += Duration::from_micros(10);
+        }
+        moderation.received(1);
+        moderation.interrupted();
+        assert!(!moderation.emptied(now + PAUSE));
     }
 }

@@ -11,7 +11,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
-use crate::core::event::yield_now;
+use crate::core::event::{in_turn, yield_now};
 use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
 use crate::quic::lane::Lane;
@@ -64,7 +64,8 @@ struct OneCall {
 impl Endpoint {
     pub(super) async fn receive_task(self: Rc<Self>) {
         loop {
-            let ready = self.stopped.cuts_short(self.socket.readable()).await;
+            let ready = in_turn(self.socket.readable());
+            let ready = self.stopped.cuts_short(ready).await;
             let Some(ready) = ready else { return };
             if let Err(error) = ready {
                 self.counters.internal_errors.increment();
