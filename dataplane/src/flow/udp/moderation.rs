@@ -8,7 +8,7 @@
 //!
 //! A datagram then waits for up to a pause, whosever it is: all visitors of a port share the socket
 //! of their core. Visitors who wait for answers before they send more would have fewer of them; so
-//! from time to time a socket is looked into freely, and if more comes then, it stays so.
+//! every second a socket is looked into freely for a moment, and if more comes then, it stays so.
 //!
 //! [`Moderation`] knows no clock: time comes in as an argument.
 
@@ -16,26 +16,20 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Time over which datagrams and looks are counted.
-const WINDOW: Duration = Duration::from_millis(1);
+const WINDOW: Duration = Duration::from_millis(16);
 
 /// Least number of datagrams in a window for which it is worth waiting: 64,000 a second, some six
 /// in a pause.
-const DATAGRAMS_MIN: u32 = 64;
+const DATAGRAMS_MIN: u32 = 1_024;
 
 /// Least number of looks in a window that pauses would bring together: 60 µs apart.
-const LOOKS_MIN: u32 = 16;
+const LOOKS_MIN: u32 = 256;
 
-/// Windows without pauses before the first one with them, so that both can be compared.
-const FREE_WINDOWS_MIN: u32 = 8;
+/// Windows with pauses after which there is one without, to compare: a second.
+const PACED_WINDOWS_MAX: u32 = 64;
 
-/// Windows with pauses before it is judged what they do.
-const PACED_WINDOWS_MIN: u32 = 16;
-
-/// Windows with pauses after which the socket is looked into freely again, to compare.
-const PACED_WINDOWS_MAX: u32 = 1_000;
-
-/// Pauses slow the traffic if less than this many quarters of it come.
-const QUARTERS_MIN: u32 = 3;
+/// Pauses slow the traffic if less than this many eighths of it come.
+const EIGHTHS_MIN: u32 = 7;
 
 /// How long there are no pauses after they have slowed the traffic.
 const FREE_AFTER_SLOWING: Duration = Duration::from_secs(1);
@@ -47,11 +41,10 @@ pub(super) struct Moderation {
     datagrams: Cell<u32>,
     looks: Cell<u32>,
     is_paced: Cell<bool>,
-    /// Windows since `is_paced` has changed.
-    windows: Cell<u32>,
-    /// Datagrams of a window without pauses and of one with them, on average.
+    /// Windows since pauses have begun.
+    paced_windows: Cell<u32>,
+    /// Datagrams of the last window without pauses.
     free: Cell<u32>,
-    paced: Cell<u32>,
     free_until: Cell<Option<Instant>>,
     /// Whether nothing has come since the last pause began.
     found_nothing: Cell<bool>,
@@ -63,7 +56,7 @@ impl Moderation {
     pub(super) fn always() -> Moderation {
         let moderation = Moderation::default();
         moderation.begin_window(Instant::now() + 1_000 * WINDOW);
-        moderation.pace(true);
+        moderation.is_paced.set(true);
         moderation
     }
 
@@ -74,10 +67,10 @@ impl Moderation {
         self.found_nothing.set(false);
     }
 
-    /// Notes that there may be more in the socket than was looked at, or that a pause was not
-    /// possible: there is none before the next look.
+    /// Notes that there may be more in the socket than was looked at: there is no pause before the
+    /// next look.
     pub(super) fn interrupted(&self) {
-        self.pace(false);
+        self.is_paced.set(false);
         self.window_began.set(None);
     }
 
@@ -86,20 +79,20 @@ impl Moderation {
     pub(super) fn emptied(&self, now: Instant) -> bool {
         // Nothing came during a pause: it has only cost a waking.
         if self.found_nothing.replace(false) {
-            self.pace(false);
+            self.is_paced.set(false);
             self.begin_window(now);
             return false;
         }
         self.looks.set(self.looks.get() + 1);
         match self.window_began.get() {
             Some(began) if now < began + WINDOW => {}
-            // After a longer time without a look, the window says less than it seems to.
             Some(began) if now < began + 2 * WINDOW => {
                 self.judge(now);
                 self.begin_window(now);
             }
+            // After a longer time without a look, the window says less than it seems to.
             _ => {
-                self.pace(false);
+                self.is_paced.set(false);
                 self.begin_window(now);
             }
         }
@@ -110,38 +103,24 @@ impl Moderation {
     /// Decides at the end of a window how the next one is.
     fn judge(&self, now: Instant) {
         let datagrams = self.datagrams.get();
-        let average = if self.is_paced.get() {
-            &self.paced
-        } else {
-            &self.free
-        };
-        let windows = self.windows.get();
-        average.set(match windows {
-            0 => datagrams,
-            _ => (average.get() * 7 + datagrams) / 8,
-        });
-        self.windows.set(windows + 1);
         let are_many = datagrams >= DATAGRAMS_MIN;
         if !self.is_paced.get() {
             let may = self.free_until.get().is_none_or(|until| until <= now);
-            let looks_often = self.looks.get() >= LOOKS_MIN;
-            if may && are_many && looks_often && windows >= FREE_WINDOWS_MIN {
-                self.pace(true);
-            }
+            self.is_paced
+                .set(may && are_many && self.looks.get() >= LOOKS_MIN);
+            self.paced_windows.set(0);
+            self.free.set(datagrams);
             return;
         }
-        let slows = self.paced.get() * 4 < self.free.get() * QUARTERS_MIN;
-        if windows >= PACED_WINDOWS_MIN && slows {
+        let windows = self.paced_windows.get() + 1;
+        self.paced_windows.set(windows);
+        let slows = u64::from(datagrams) * 8 < u64::from(self.free.get()) * u64::from(EIGHTHS_MIN);
+        if windows == 1 && slows {
             self.free_until.set(Some(now + FREE_AFTER_SLOWING));
-            self.pace(false);
+            self.is_paced.set(false);
         } else if !are_many || windows >= PACED_WINDOWS_MAX {
-            self.pace(false);
+            self.is_paced.set(false);
         }
-    }
-
-    fn pace(&self, is_paced: bool) {
-        self.is_paced.set(is_paced);
-        self.windows.set(0);
     }
 
     fn begin_window(&self, now: Instant) {
@@ -156,7 +135,7 @@ mod tests {
     use super::*;
     use crate::core::pause::PAUSE;
 
-    const LONG: Duration = Duration::from_millis(1_000);
+    const LONG: Duration = Duration::from_secs(1);
 
     /// What a simulated socket was looked into for.
     #[derive(Debug, Default, PartialEq, Eq)]
@@ -222,8 +201,8 @@ mod tests {
     #[test]
     fn datagrams_that_keep_coming_are_taken_together() {
         let looks = stream(1, Duration::from_micros(10), LONG);
-        // Ten in a window, and now and then some windows in which each is looked for.
-        assert!(looks.all < 14_000, "{looks:?}");
+        // Ten in a millisecond, but for the first window, in which each is looked for.
+        assert!(looks.all < 10_000 + 1_600, "{looks:?}");
         assert_eq!(looks.in_vain, 1, "the look at the very beginning");
     }
 
@@ -264,8 +243,7 @@ mod tests {
             until_paced += 1;
             now += Duration::from_micros(10);
         }
-        let windows = until_paced / 100;
-        assert!((FREE_WINDOWS_MIN..FREE_WINDOWS_MIN + 4).contains(&windows));
+        assert!((1_600..3_300).contains(&until_paced), "{until_paced}");
         now += PAUSE;
         assert!(!moderation.emptied(now), "nothing came during the pause");
         moderation.received(1);
