@@ -32,7 +32,7 @@ const PACED_WINDOWS_MAX: u32 = 64;
 const EIGHTHS_MIN: u32 = 7;
 
 /// How long there are no pauses after they have slowed the traffic.
-const FREE_AFTER_SLOWING: Duration = Duration::from_secs(1);
+const FREE_AFTER_SLOWING: Duration = Duration::from_millis(250);
 
 /// The recent past of one socket.
 #[derive(Debug, Default)]
