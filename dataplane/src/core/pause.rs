@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::task;
+use super::{panics, task};
 use crate::sys::timer::FineTimer;
 
 /// The length of a pause. Network cards that moderate their interrupts wait as long under load.
@@ -33,17 +33,22 @@ thread_local! {
     /// runtime; the tasks of a second one would wait for the timer of the first.
     static OF_THIS_CORE: ManuallyDrop<RefCell<Option<Rc<Pauses>>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
+    static SAID: Cell<bool> = const { Cell::new(false) };
 }
+
+/// There is no timer for pauses: the process has no descriptor left, for example. It was logged.
+#[derive(Debug)]
+pub(crate) struct NoTimer;
 
 /// Waits for [`PAUSE`], or until a pause ends that another task has begun. Cancel-safe.
 ///
 /// # Errors
-/// If there is no timer for it: the process has no descriptor left, for example. Nothing was waited
-/// for then, and the caller must not simply try again.
-pub(crate) async fn pause() -> io::Result<()> {
-    let pauses = Pauses::of_this_core()?;
+/// If there is no timer for it. The caller does without pauses then: trying again would not wait
+/// either.
+pub(crate) async fn pause() -> Result<(), NoTimer> {
+    let pauses = Pauses::of_this_core().map_err(|error| no_timer(&error))?;
     if !pauses.is_set.get() {
-        pauses.timer.set(PAUSE)?;
+        pauses.timer.set(PAUSE).map_err(|error| no_timer(&error))?;
         pauses.is_set.set(true);
     }
     let before = pauses.ended.get();
@@ -58,7 +63,18 @@ pub(crate) async fn pause() -> io::Result<()> {
         Poll::Pending
     })
     .await;
+    if pauses.is_broken.get() {
+        return Err(NoTimer);
+    }
     Ok(())
+}
+
+/// Logs it, once for each core.
+fn no_timer(error: &io::Error) -> NoTimer {
+    if !SAID.replace(true) {
+        tracing::warn!(%error, "no timer for pauses; busy UDP sockets are read more often than they should be");
+    }
+    NoTimer
 }
 
 #[cfg(test)]
@@ -70,6 +86,13 @@ thread_local! {
 #[cfg(test)]
 pub(crate) fn fail_from_now_on() {
     FAILS.set(true);
+}
+
+/// Has the next pause of this thread last for ever.
+#[cfg(test)]
+pub(crate) fn last_for_ever() {
+    let pauses = Pauses::of_this_core().expect("a timer");
+    pauses.is_set.set(true);
 }
 
 impl Pauses {
@@ -100,23 +123,22 @@ impl Pauses {
     }
 
     async fn end_pauses(self: Rc<Self>) {
-        while self.timer.fired().await.is_ok() {
+        loop {
+            let fired = self.timer.fired().await;
+            panics::may_be_injected("pause");
+            if let Err(error) = fired {
+                no_timer(&error);
+                return self.give_up();
+            }
             self.end_pause();
         }
-        self.give_up();
     }
 
     fn end_pause(&self) {
         self.is_set.set(false);
         self.ended.set(self.ended.get() + 1);
-        // Taken out, because whoever is woken may pause again.
-        let mut woken = self.waiting.take();
-        for waker in woken.drain(..) {
+        for waker in self.waiting.borrow_mut().drain(..) {
             waker.wake();
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        if waiting.capacity() == 0 {
-            *waiting = woken;
         }
     }
 
@@ -130,6 +152,7 @@ impl Pauses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::panics::injected;
 
     #[test]
     fn tasks_that_pause_together_go_on_together_and_can_pause_again() {
@@ -163,10 +186,8 @@ mod tests {
             .build()
             .expect("a runtime");
         runtime.block_on(async {
-            let pauses = Pauses::of_this_core().expect("a timer");
-            pauses.is_set.set(true); // Which nobody has done: it never fires.
-            task::spawn(async move { pauses.give_up() });
-            pause().await.expect("it ends");
+            injected::expect_at("pause");
+            assert!(pause().await.is_err(), "it ends, and says so");
             pause().await.expect("another timer");
         });
     }

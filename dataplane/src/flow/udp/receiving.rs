@@ -7,7 +7,7 @@ use super::moderation::Moderation;
 use super::{RECEIVE_CALLS_PER_TURN, WAIT_ERROR_PAUSE, with_receive_batch};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, in_turn, yield_now};
-use crate::core::pause::pause;
+use crate::core::pause::{NoTimer, pause};
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// A socket that is read, and what happens to its datagrams.
@@ -52,12 +52,17 @@ impl<R: Receiver> Reading<'_, R> {
         let mut pauses = false;
         while receiver.receives() {
             let wait = async {
-                if pauses && self.pause().await {
-                    return Ok(());
+                if pauses {
+                    match pause().await {
+                        Ok(()) => return Ok(()),
+                        Err(NoTimer) => self.may_pause = false,
+                    }
                 }
                 in_turn(receiver.socket().readable()).await
             };
-            match receiver.over().cuts_short(wait).await {
+            let ready = receiver.over().cuts_short(wait).await;
+            pauses = false;
+            match ready {
                 None => return,
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
@@ -72,17 +77,6 @@ impl<R: Receiver> Reading<'_, R> {
             }
             pauses = self.may_pause && self.moderation.emptied(Instant::now());
         }
-    }
-
-    /// Waits for a pause. False if there was none.
-    async fn pause(&mut self) -> bool {
-        let Err(error) = pause().await else {
-            return true;
-        };
-        self.may_pause = false;
-        self.receiver.counters().internal_errors.increment();
-        tracing::warn!(%error, "no timer for pauses; a UDP socket is read more often than it should be");
-        false
     }
 
     /// Makes some receive calls. False once the socket is drained.
@@ -109,7 +103,7 @@ impl<R: Receiver> Reading<'_, R> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::net::UdpSocket as StdUdpSocket;
+    use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
     use std::rc::Rc;
     use std::time::Duration;
 
@@ -151,6 +145,7 @@ mod tests {
             let mut datagrams = 0;
             batch.for_each(|_| datagrams += 1);
             self.looks.set(self.looks.get() + 1);
+            assert!(self.looks.get() < 10_000, "nobody else has a turn");
             self.datagrams.set(self.datagrams.get() + datagrams);
             if self.never_runs_dry {
                 let itself = self.socket.local_addr();
@@ -165,16 +160,12 @@ mod tests {
         }
     }
 
-    /// A socket with datagrams in it, which is read; and the end of the reading, once the other
-    /// one is set.
-    fn read(datagrams: u32, never_runs_dry: bool) -> (Rc<Counting>, Rc<Event>) {
+    /// A socket that is read, with one datagram in it; its address; and the end of the reading,
+    /// once the event is set.
+    fn read(never_runs_dry: bool) -> (Rc<Counting>, SocketAddr, Rc<Event>) {
         let socket = StdUdpSocket::bind("127.0.0.1:0").expect("a socket");
         socket.set_nonblocking(true).expect("set");
         let to = socket.local_addr().expect("an address");
-        let visitor = StdUdpSocket::bind("127.0.0.1:0").expect("a socket");
-        for _ in 0..datagrams {
-            visitor.send_to(b"datagram", to).expect("sent");
-        }
         let receiver = Rc::new(Counting {
             socket: UdpSocket::adopt(socket, Purpose::Traffic).expect("adopted"),
             counters: CoreCounters::default(),
@@ -184,6 +175,7 @@ mod tests {
             looks: Cell::new(0),
             never_runs_dry,
         });
+        send(to, 1);
         let has_ended = Rc::new(Event::default());
         let (reader, end) = (Rc::clone(&receiver), Rc::clone(&has_ended));
         task::spawn(async move {
@@ -195,10 +187,17 @@ mod tests {
             reading.to_the_end().await;
             end.set();
         });
-        (receiver, has_ended)
+        (receiver, to, has_ended)
     }
 
-    fn run(test: impl Future<Output = ()>) {
+    fn send(to: SocketAddr, datagrams: u32) {
+        let visitor = StdUdpSocket::bind("127.0.0.1:0").expect("a socket");
+        for _ in 0..datagrams {
+            visitor.send_to(b"datagram", to).expect("sent");
+        }
+    }
+
+    fn run_on_any(test: impl Future<Output = ()>) {
         monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
             .enable_timer()
             .build()
@@ -206,47 +205,72 @@ mod tests {
             .block_on(test);
     }
 
+    fn run_on_epoll(test: impl Future<Output = ()>) {
+        monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime")
+            .block_on(test);
+    }
+
+    impl Counting {
+        fn end(&self) {
+            self.is_over.set(true);
+            self.over.set();
+        }
+    }
+
     #[test]
-    fn a_socket_that_is_read_with_pauses_is_read_to_its_end() {
-        run(async {
-            let (receiver, has_ended) = read(40, false);
-            while receiver.datagrams.get() < 40 {
-                sleep(Duration::from_millis(1)).await;
+    fn what_comes_during_a_pause_is_read_after_it() {
+        run_on_any(async {
+            let (receiver, to, has_ended) = read(false);
+            for seen in 1..5 {
+                while receiver.datagrams.get() < seen {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                send(to, 1);
             }
-            receiver.is_over.set(true);
-            receiver.over.set();
+            receiver.end();
             has_ended.wait().await;
         });
     }
 
     #[test]
-    fn the_end_cuts_a_pause_short_and_another_socket_can_pause_after_it() {
-        run(async {
-            for _ in 0..3 {
-                let (receiver, has_ended) = read(1, false);
-                while receiver.looks.get() == 0 {
-                    yield_now().await;
-                }
-                receiver.is_over.set(true);
-                receiver.over.set();
-                has_ended.wait().await;
-                pause().await.expect("a timer");
-            }
-        });
-    }
-
-    #[test]
-    fn without_a_timer_for_pauses_a_socket_that_never_runs_dry_leaves_others_their_turns() {
-        run(async {
-            crate::core::pause::fail_from_now_on();
-            let (receiver, has_ended) = read(1, true);
-            while receiver.looks.get() < 100 {
+    fn the_end_cuts_a_pause_short() {
+        run_on_any(async {
+            crate::core::pause::last_for_ever();
+            let (receiver, to, has_ended) = read(false);
+            while receiver.looks.get() == 0 {
                 yield_now().await;
             }
-            assert_eq!(receiver.counters.internal_errors.get(), 1, "said once");
-            receiver.is_over.set(true);
-            receiver.over.set();
+            send(to, 1);
+            sleep(Duration::from_millis(5)).await;
+            assert_eq!(receiver.looks.get(), 1, "it pauses");
+            receiver.end();
             has_ended.wait().await;
         });
+    }
+
+    /// Without a timer for pauses, a socket that never runs dry leaves others their turns.
+    async fn others_have_their_turns() {
+        crate::core::pause::fail_from_now_on();
+        let (receiver, _, has_ended) = read(true);
+        for _ in 0..100 {
+            yield_now().await;
+        }
+        let looks = receiver.looks.get();
+        assert!((1..1_000).contains(&looks), "{looks}");
+        receiver.end();
+        has_ended.wait().await;
+    }
+
+    #[test]
+    fn a_socket_that_never_runs_dry_leaves_others_their_turns() {
+        run_on_any(others_have_their_turns());
+    }
+
+    #[test]
+    fn on_epoll_as_well() {
+        run_on_epoll(others_have_their_turns());
     }
 }
