@@ -2,7 +2,7 @@
 //!
 //! The tasks of a core share one timer: the first one that pauses sets it, and when it fires, all
 //! of them go on. So a pause takes [`PAUSE`] or less, and longer only while the core has something
-//! else to do; and a core needs one descriptor for it, which it opens when it is first needed.
+//! else to do. A core needs one descriptor for the timer, which it opens at its first pause.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,7 +24,7 @@ struct Pauses {
     /// Number of times that pauses have ended.
     ended: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
-    /// Whether nobody waits for the timer any more.
+    /// Whether the task that waits for the timer has ended.
     is_broken: Cell<bool>,
 }
 
@@ -82,7 +82,7 @@ thread_local! {
     static FAILS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has every pause of this thread fail, as if there were no descriptor for its timer.
+/// Makes every pause of this thread fail, as if there were no descriptor for its timer.
 #[cfg(test)]
 pub(crate) fn fail_from_now_on() {
     FAILS.set(true);
@@ -142,7 +142,8 @@ impl Pauses {
         }
     }
 
-    /// Nobody waits for the timer any more: ends the last pause. The next one is another timer's.
+    /// Ends the pause under way, because the task that waits for the timer has ended. The next
+    /// pause gets a new timer.
     fn give_up(&self) {
         self.is_broken.set(true);
         self.end_pause();
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_breaks_ends_the_pause_and_the_next_one_has_another() {
+    fn a_timer_that_fails_ends_the_pause_and_the_next_pause_has_a_new_timer() {
         let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
             .enable_timer()
             .build()
