@@ -62,8 +62,8 @@ impl CertificateFacts {
     }
 }
 
-/// When the first of a PEM text's certificates expires, in seconds since 1970 (UTC); `None` if
-/// there is none that can be read.
+/// The time at which the first of a PEM text's certificates expires, in seconds since 1970 (UTC);
+/// `None` if there is none that can be read.
 #[must_use]
 pub fn first_expiry_unix_s(pem: &[u8]) -> Option<i64> {
     let certs = boring::x509::X509::stack_from_pem(pem).ok()?;

@@ -47,7 +47,8 @@ enum Say {
     Works,
 }
 
-/// When a failure is worth a line: the first one at once, then one a minute, and the end of it.
+/// Decides which failures are worth a line: the first one at once, then one a minute, and the end
+/// of it.
 #[derive(Debug, Default)]
 struct Complaints {
     failures: u32,

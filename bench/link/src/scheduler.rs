@@ -1,4 +1,4 @@
-//! When each packet leaves the link, and which never do.
+//! Decides when each packet leaves the link, and which packets never do.
 //!
 //! A packet passes, in this order: the MTU, the queue and the line, loss, the delay with its
 //! jitter, then perhaps reordering and duplication. The scheduler knows neither a clock nor a
@@ -87,7 +87,7 @@ pub enum DropCause {
 pub struct Leaving<P> {
     /// The packet.
     pub packet: P,
-    /// When it was to leave.
+    /// The time at which it was to leave.
     pub due: Duration,
     /// Whether it overtook others: nobody may put it back into order.
     pub reordered: bool,
@@ -182,7 +182,7 @@ impl<P: Clone> Scheduler<P> {
         Ok(())
     }
 
-    /// When the packet has left the line, or why it never does.
+    /// The time at which the packet has left the line, or the reason why it never does.
     fn pass_line(&mut self, bytes: usize, rng: &mut impl Rng) -> Result<u64, DropCause> {
         if bytes > usize::from(self.profile.mtu) {
             self.counters.dropped_by_mtu_packets += 1;
@@ -203,7 +203,8 @@ impl<P: Clone> Scheduler<P> {
         Ok(left_line)
     }
 
-    /// When a packet that has left the line arrives, and whether it overtakes another one.
+    /// The time at which a packet that has left the line arrives, and whether it overtakes another
+    /// one.
     fn departure(&mut self, left_line: u64, rng: &mut impl Rng) -> (u64, bool) {
         let deviation = self.jitter.deviation(left_line, rng);
         // The jitter is not larger than the delay.
@@ -256,7 +257,7 @@ impl<P: Clone> Scheduler<P> {
         })
     }
 
-    /// When the next packet leaves the link.
+    /// The time at which the next packet leaves the link.
     pub fn next_departure(&self) -> Option<Duration> {
         let Reverse(next) = self.on_link.peek()?;
         Some(Duration::from_nanos(next.at))

@@ -112,7 +112,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// When the next one begins: now; `None` once the period is over.
+    /// The time at which the next one begins: now; `None` once the period is over.
     pub(crate) fn next(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if now < self.end {

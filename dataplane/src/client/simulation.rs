@@ -79,7 +79,7 @@ struct Supervised {
     registered: Option<u64>,
     /// Whether nobody answers its questions.
     unanswered: bool,
-    /// When the next attempt is made.
+    /// The time at which the next attempt is made.
     next: Duration,
     last_attempt: Duration,
 }

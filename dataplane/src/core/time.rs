@@ -39,7 +39,7 @@ struct Timers {
     next: Cell<Option<Instant>>,
     /// The timer of the runtime that wakes an idle core.
     alarm: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
-    /// When it fires: not later than `next`.
+    /// The time at which it fires: not later than `next`.
     alarm_at: Cell<Option<Instant>>,
     /// Whether the task that waits for it has been started.
     driven: Cell<bool>,

@@ -12,7 +12,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// to wait for, and the successor of this process cannot start before the drain is over.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// When a core's datagrams last passed.
+/// The time at which a core's datagrams last passed.
 #[derive(Debug, Default)]
 pub(crate) struct UdpActivity {
     datagrams: Cell<u64>,

@@ -28,7 +28,7 @@ const _: () = assert!(WAKES_PER_SECOND > BURST_PARTS);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
     bytes_per_s: u64,
-    /// When it will be full, if nothing more is taken.
+    /// The time at which it will be full, if nothing more is taken.
     full_at: Instant,
 }
 
@@ -74,7 +74,7 @@ impl Bucket {
         self.full_at = from.checked_add(self.time_of(bytes)).unwrap_or(from);
     }
 
-    /// When it is worth asking again; `None` if it is now.
+    /// The time at which it is worth asking again; `None` if it is now.
     pub(crate) fn wait_until(&self, now: Instant) -> Option<Instant> {
         if self.available(now) >= self.quantum() {
             return None;

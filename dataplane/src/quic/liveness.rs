@@ -49,7 +49,7 @@ struct Asked {
     answered: bool,
     /// Whether the answer was missing before, or another lane says that the peer may be gone.
     suspicious: bool,
-    /// When the first question was asked that nothing has answered yet.
+    /// The time of the first question that nothing has answered yet.
     first_at: Instant,
     /// Number of questions since then.
     count: u32,
@@ -133,7 +133,7 @@ impl Liveness {
         }
     }
 
-    /// When to call [`Liveness::due`].
+    /// The time at which [`Liveness::due`] is to be called.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.next
     }

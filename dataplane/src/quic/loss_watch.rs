@@ -45,7 +45,7 @@ impl LossWatch {
         }
     }
 
-    /// When the next look is due.
+    /// The time at which the next look is due.
     pub(crate) fn next(&self) -> Instant {
         self.since + WINDOW
     }

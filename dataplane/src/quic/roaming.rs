@@ -118,7 +118,7 @@ pub(crate) struct Roaming {
     /// handshake proves the first address.
     proved: Vec<(Way, Option<Instant>)>,
     probation: Option<Probation>,
-    /// When the peer was last heard at the current address.
+    /// The time at which the peer was last heard at the current address.
     heard_at: Option<Instant>,
     strays: Option<Strays>,
     /// Set when the peer was heard at a proved address again before it had proved the next one:
@@ -293,7 +293,7 @@ impl Roaming {
         self.proved.push((way, None));
     }
 
-    /// When [`Roaming::expire`] has something to do.
+    /// The time at which [`Roaming::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.probation?.deadline)
     }

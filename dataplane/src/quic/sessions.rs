@@ -56,7 +56,7 @@ pub(crate) struct Ticket {
     session: Arc<[u8]>,
     /// The address that gave the ticket.
     peer: SocketAddr,
-    /// When it expires, in seconds since 1970.
+    /// The time at which it expires, in seconds since 1970.
     expires_at: u64,
     /// The number of the ticket: those of one process count up in the order in which they came.
     number: u64,
@@ -361,8 +361,8 @@ fn unix_now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// When a session expires, in seconds since 1970. quiche serialises it as length and TLS session,
-/// length and transport parameters.
+/// The time at which a session expires, in seconds since 1970. quiche serialises it as length and
+/// TLS session, length and transport parameters.
 fn expiry(session: &[u8]) -> Option<u64> {
     if session.len() > SESSION_BYTES_MAX {
         return None;

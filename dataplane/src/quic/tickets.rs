@@ -83,7 +83,7 @@ impl KeyRing {
         rotated || self.keys.len() != count
     }
 
-    /// When the next tick is due; `None` if never.
+    /// The time at which the next tick is due; `None` if never.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
         (!self.interval.is_zero()).then(|| self.keys[0].0 + self.interval)
     }

@@ -171,12 +171,13 @@ pub(super) struct Fallback {
     probe_at: Instant,
     /// While another lane probes QUIC, its result is not asked for before this time.
     look_at: Instant,
-    /// When QUIC was probed last.
+    /// The time at which QUIC was probed last.
     probed_at: Option<Instant>,
     /// Whether QUIC is probed earlier than planned, because TLS is silent.
     early: bool,
     quic_passes: bool,
-    /// When the lane moved to its present transport; earlier questions were asked elsewhere.
+    /// The time at which the lane moved to its present transport; earlier questions were asked
+    /// elsewhere.
     rides_since: Instant,
     /// Whether the lane has come back from TLS.
     returned: bool,
@@ -341,7 +342,7 @@ impl Fallback {
         Action::CloseSecond
     }
 
-    /// When the lane will have been left unanswered for too long.
+    /// The time at which the lane will have been left unanswered for too long.
     fn silent_at(&self) -> Option<Instant> {
         let since = self.signs.unanswered_since?;
         let patience = (self.signs.rtt * 2).clamp(SILENCE, SILENCE_MAX);
@@ -461,7 +462,7 @@ impl Fallback {
         self.look_at = at;
     }
 
-    /// When [`Fallback::next`] may have something to do, if nothing happens before.
+    /// The time at which [`Fallback::next`] may have something to do, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
         if self.transport == Transport::Quic {
             return None;

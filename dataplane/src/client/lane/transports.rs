@@ -91,7 +91,7 @@ impl Transports {
         self.fallback.loses_most(now);
     }
 
-    /// When [`Transports::mind`] may have something to do.
+    /// The time at which [`Transports::mind`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.fallback.deadline()
     }

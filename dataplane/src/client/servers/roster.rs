@@ -52,7 +52,7 @@ impl RosterChange {
 #[derive(Debug)]
 struct Known {
     address: SocketAddr,
-    /// When an answer showed the address last.
+    /// The time at which an answer showed the address last.
     shown_at: Instant,
     /// Number of addresses in that answer, if it seemed to hold all there are; otherwise 0.
     shown_among_all: usize,

@@ -70,7 +70,7 @@ pub(crate) struct ServerState {
     started: Instant,
     /// What carries the server's lanes.
     pub(crate) transport: TransportState,
-    /// When the last alarm was given, in milliseconds after `started`, plus 1.
+    /// The time at which the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
 

@@ -55,7 +55,7 @@ const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     down: AtomicBool,
-    /// When the service was last found to be down, in milliseconds since `began`.
+    /// The time at which the service was last found to be down, in milliseconds since `began`.
     down_at_ms: AtomicU64,
     began: Instant,
 }
@@ -133,8 +133,8 @@ impl ServiceState {
     }
 }
 
-/// When the service is checked, and what the checks mean. There is no clock in here: time comes in
-/// as an argument.
+/// Decides when the service is checked, and what the results of the checks mean. There is no clock
+/// in here: time comes in as an argument.
 #[derive(Debug)]
 struct Checks {
     /// Pause between checks while the service is up; `None` if there are none.
@@ -154,7 +154,7 @@ impl Checks {
         }
     }
 
-    /// When to check next.
+    /// The time of the next check.
     fn next(&self) -> Option<Instant> {
         self.next
     }

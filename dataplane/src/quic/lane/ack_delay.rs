@@ -78,7 +78,7 @@ pub(super) struct AckDelay {
     bytes: Cell<usize>,
     /// Bytes that flows have read since credit was last sent.
     credit: Cell<usize>,
-    /// When something must be sent.
+    /// The time at which something must be sent.
     due: Cell<Option<Instant>>,
     /// How often everything was sent.
     times_sent: Cell<u64>,
@@ -231,7 +231,7 @@ impl Lane {
         self.ack_delay.blocked.set(!matches!(room, Ok(1..)));
     }
 
-    /// When a flush must come.
+    /// The time at which a flush must come.
     pub(in crate::quic) fn acks_due(&self) -> Option<Instant> {
         self.ack_delay.due.get()
     }

@@ -29,7 +29,7 @@ const REFRESH_AFTER: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Coalesced {
     streams: RefCell<Vec<u64>>,
-    /// When their flows are told.
+    /// The time at which their flows are told.
     due: Cell<Option<Instant>>,
     /// The distance of wake-ups, and when it was computed.
     distance: Cell<Option<(Duration, Instant)>>,

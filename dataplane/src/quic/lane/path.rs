@@ -57,7 +57,7 @@ pub(super) struct PathState {
     heard_here: Cell<u64>,
     /// Genuine packets along other paths.
     strayed: Cell<u64>,
-    /// When there will have been silence for too long.
+    /// The time at which there will have been silence for too long.
     silence_at: Cell<Option<Instant>>,
     /// The largest packet that the path is known to carry.
     packet_bytes_max: Cell<usize>,
@@ -364,7 +364,7 @@ impl Lane {
         }
     }
 
-    /// When [`Lane::path_due`] has something to do.
+    /// The time at which [`Lane::path_due`] has something to do.
     pub(in crate::quic) fn path_deadline(&self) -> Option<Instant> {
         let probation = if self.path.on_probation.get() {
             self.path.roaming.borrow().deadline()

@@ -38,7 +38,7 @@ pub(super) struct Silence {
     timeouts: Cell<usize>,
     /// The first timeout or question since then.
     since: Cell<Option<Instant>>,
-    /// When the silence was noticed.
+    /// The time at which the silence was noticed.
     noticed: Cell<Option<Instant>>,
     /// The last packet that was sent while something was unanswered, and when.
     last_packet: RefCell<Vec<u8>>,
@@ -50,7 +50,7 @@ pub(super) struct Silence {
 pub(crate) struct Silent {
     /// Since when the peer has left everything unanswered.
     pub(crate) since: Instant,
-    /// When that was noticed: much later, if this process stood still in between.
+    /// The time at which that was noticed: much later, if this process stood still in between.
     pub(crate) noticed: Instant,
 }
 

@@ -38,9 +38,9 @@ struct Source {
     /// TCP visitors of the source who are in, if their number is limited. With a limit of the rate
     /// alone nothing is counted here, so that a source can be forgotten while its visitors stay.
     visitors: u32,
-    /// When the rate of the source has recovered from all visitors so far (the theoretical arrival
-    /// time of the generic cell rate algorithm). The more visitors have come of late, the later
-    /// this is.
+    /// The time at which the rate of the source has recovered from all visitors so far (the
+    /// theoretical arrival time of the generic cell rate algorithm). The more visitors have come of
+    /// late, the later this is.
     recovered_at: Instant,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Admitted {
     pub(crate) is_told: bool,
     /// Whether the client was authenticated by its certificate.
     pub(crate) by_certificate: bool,
-    /// When the client's certificate expires, in seconds since 1970.
+    /// The time at which the client's certificate expires, in seconds since 1970.
     pub(crate) expiry_s: Option<i64>,
     /// The settings by which the lane was judged last.
     pub(crate) judged: Cell<Judged>,
@@ -153,7 +153,8 @@ pub(super) fn names_of(lane: &ServerLane) -> CertificateNames {
     })
 }
 
-/// When the first of the certificates that the client has shown expires, in seconds since 1970.
+/// The time at which the first of the certificates that the client has shown expires, in seconds
+/// since 1970.
 pub(super) fn expiry_of(lane: &ServerLane) -> Option<i64> {
     lane.quic.with_tls(|ssl| {
         let leaf = ssl.peer_certificate()?.to_pem().ok()?;

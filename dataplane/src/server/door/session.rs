@@ -64,7 +64,7 @@ pub(crate) struct Session<'a> {
     liveness: Liveness,
     loss_told: LossTold,
     losses: LossWatch,
-    /// When hand-overs may be reported again.
+    /// The time at which hand-overs may be reported again.
     next_hand_overs: Instant,
 }
 

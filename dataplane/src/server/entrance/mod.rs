@@ -73,7 +73,7 @@ pub(crate) struct Entrance {
     held: Rc<Held>,
     may_accept: Event,
     stop_accepting: Event,
-    /// When the last visitor was accepted in a turn of its own.
+    /// The time at which the last visitor was accepted in a turn of its own.
     last_visitor: Cell<Option<Instant>>,
     /// Whether the entrance takes no more TCP visitors, except those who have begun to connect.
     tcp_leaves: Cell<bool>,

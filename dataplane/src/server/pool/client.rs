@@ -44,7 +44,7 @@ pub(crate) struct Client {
     /// Whether an instance that had the name before has been told to stay out, and the operator
     /// that this happened.
     pub(super) contested: AtomicBool,
-    /// When the client's first lane came.
+    /// The time at which the client's first lane came.
     since: Instant,
     /// Registered lanes that have not ended, whether they take flows or not.
     pub(super) lanes_up: AtomicUsize,
@@ -64,9 +64,10 @@ pub(crate) struct Client {
     pub(super) replaced: AtomicBool,
     /// The serial number of the lane that probes the client.
     pub(super) prober: AtomicU64,
-    /// When the last alarm was given, in milliseconds since the registry began, plus 1.
+    /// The time at which the last alarm was given, in milliseconds since the registry began, plus
+    /// 1.
     last_alarm_ms: AtomicU64,
-    /// When the registry began.
+    /// The time at which the registry began.
     epoch: Instant,
 }
 
@@ -105,7 +106,7 @@ impl Client {
         self.address
     }
 
-    /// When the client's first lane came.
+    /// The time at which the client's first lane came.
     pub(crate) fn since(&self) -> Instant {
         self.since
     }

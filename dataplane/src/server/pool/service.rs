@@ -38,7 +38,7 @@ pub(crate) struct Member {
     passive_health: PassiveHealth,
     /// Slow start: the load that the client is counted with in addition, because it has just come.
     slow_start: SlowStart,
-    /// When the pool began.
+    /// The time at which the pool began.
     epoch: Instant,
 }
 

@@ -16,7 +16,8 @@ const COUNTS: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct UdpRefusals {
     epoch: Instant,
-    /// When the last refusal stops to count, in milliseconds since `epoch`; 0: there was none.
+    /// The time at which the last refusal stops to count, in milliseconds since `epoch`; 0: there
+    /// was none.
     over_at_ms: AtomicU64,
 }
 

@@ -72,7 +72,7 @@ pub(super) struct LocalFlow {
     pub(super) bound: SocketAddr,
     /// What the flow holds; dropped with it.
     pub(super) claim: RefCell<Claim>,
-    /// When the flow began, and what it has carried since.
+    /// The time at which the flow began, and what it has carried since.
     pub(super) began: Instant,
     /// The bandwidth of the flow, if it is limited.
     pub(super) bandwidth: Option<Box<Bandwidth>>,

@@ -58,7 +58,7 @@ impl Delivered {
 /// One visitor.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    /// When it came, after the first one.
+    /// The time from the first one to this one.
     pub(crate) came: Duration,
     /// How long it took.
     pub(crate) took: Duration,
