@@ -20,7 +20,7 @@ const LOWEST: u16 = 10_000;
 /// Where the kernel's range of outgoing connections cannot be read: its default.
 const OUTGOING_LOWEST_DEFAULT: u16 = 32_768;
 
-/// So many ports in a row that are taken mean that something else is wrong.
+/// The most ports that are tried: if this many in a row are taken, something else is wrong.
 const TRIES_MAX: usize = 10_000;
 
 /// A port that is free for TCP and UDP on this address, and that nobody else of this process gets.

@@ -38,18 +38,18 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Whether every packet disappears without a word.
+    /// Whether every packet is dropped silently.
     pub fn set_black_hole(&self, on: bool) {
         self.hole.store(on, Ordering::Relaxed);
     }
 
-    /// The probability of each packet to be lost, beside what the profile says.
+    /// The probability that a packet gets lost, in addition to the loss of the profile.
     pub fn set_loss(&self, p: f64) {
         self.loss.store(millionths(p), Ordering::Relaxed);
     }
 
-    /// The probability of each UDP packet to arrive with one wrong bit, and with a checksum that
-    /// does not show it: otherwise the receiving kernel would make a loss of it.
+    /// The probability that a UDP packet arrives with one wrong bit, and with a checksum that does
+    /// not show it: otherwise the receiving kernel would drop the packet.
     pub fn set_corruption(&self, p: f64) {
         self.corrupt.store(millionths(p), Ordering::Relaxed);
     }

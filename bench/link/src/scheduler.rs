@@ -134,7 +134,7 @@ impl<P: Clone> Scheduler<P> {
     ///
     /// # Errors
     ///
-    /// The profile makes no sense.
+    /// The profile cannot be emulated.
     pub fn new(profile: Profile) -> Result<Self, ProfileError> {
         profile.check()?;
         Ok(Self {

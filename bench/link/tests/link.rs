@@ -28,7 +28,7 @@ const SEED: u64 = 20_240_611;
 const MBIT: f64 = 1e6;
 const UDP_AND_IP_HEADER_BYTES: usize = 28;
 
-/// A flood is over when no packet comes for so long: longer than a busy machine keeps a thread
+/// A flood is over when no packet comes for this long: longer than a busy machine keeps a thread
 /// waiting.
 const FLOOD_PAUSE_MAX: Duration = Duration::from_secs(2);
 

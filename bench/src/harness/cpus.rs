@@ -78,8 +78,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Server and client apart, with so many cores each, if there are enough CPUs. Visitors and the
-    /// service have CPUs of their own if there are still more; else the visitor shares the
+    /// Server and client apart, with this many cores each, if there are enough CPUs. Visitors and
+    /// the service have CPUs of their own if there are still more; else the visitor shares the
     /// server's, the service the client's.
     pub(crate) fn apart(allowed: &[usize], cores: usize) -> Self {
         let (tunnel, others) = allowed.split_at_checked(2 * cores).unwrap_or_default();

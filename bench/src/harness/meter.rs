@@ -89,7 +89,8 @@ impl Usage {
         self.sum(|process| process.cpu.seconds())
     }
 
-    /// The same for each of so many units of work, in µs; `None` without a tunnel.
+    /// The CPU time of the tunnel per unit of work, in µs, if it has done `units`; `None` without a
+    /// tunnel.
     pub(crate) fn tunnel_cpu_us_per(&self, units: f64) -> Option<f64> {
         let us = self.tunnel_cpu_seconds() * 1e6;
         self.has_tunnel().then(|| us / units)

@@ -55,8 +55,8 @@ impl Flows {
         })
     }
 
-    /// Has small messages echoed, by one flow after the other, at this rate over all flows or as
-    /// near to it as one answer after the other allows. Returns how many.
+    /// Sends small messages and waits for their echoes, on one flow after the other, at this rate
+    /// over all flows or as near to it as one answer after the other allows. Returns how many.
     pub(crate) fn chatter(&mut self, per_second: u32, duration: Duration) -> io::Result<u32> {
         let start = Instant::now();
         let (mut messages, all) = (0, self.0.len());

@@ -56,7 +56,7 @@ impl Times {
         self.count() as f64 / self.seconds
     }
 
-    /// The time that so many percent do not exceed, in milliseconds. Zero if there are none.
+    /// The time that this many percent do not exceed, in milliseconds. Zero if there are none.
     pub(crate) fn percentile_ms(&self, percent: f64) -> f64 {
         self.percentile_us(percent) / 1e3
     }

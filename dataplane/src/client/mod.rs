@@ -244,7 +244,7 @@ impl ClientCore {
         self.tell_all(&ClientMail::Plan);
     }
 
-    /// Has all lanes to the server ask it, because it may be gone.
+    /// Makes all lanes to the server ask it for a sign of life, because it may be gone.
     fn alarm(self: &Rc<Self>, server: &ServerState) {
         if server.may_alarm(Instant::now()) {
             self.context.counters.lanes_alarmed.increment();

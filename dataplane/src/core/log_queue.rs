@@ -104,7 +104,7 @@ impl LogQueue {
         let _first = self.writer.set(writer);
     }
 
-    /// Has the writer flush its output, even if no line is there.
+    /// Wakes the writer, so that it flushes its output even if there is no line.
     pub(crate) fn wake(&self) {
         if let Some(writer) = self.writer.get() {
             writer.unpark();

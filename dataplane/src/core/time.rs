@@ -223,7 +223,7 @@ impl Timers {
         }
     }
 
-    /// Has the core woken at `at`, if it sleeps then.
+    /// Makes the runtime wake the core at `at`, if it sleeps then.
     fn set_alarm(&self, at: Instant) {
         if !self.driven.replace(true) {
             super::task::spawn(drive());

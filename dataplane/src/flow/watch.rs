@@ -12,7 +12,7 @@
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
 //!   one that has stalled longest first. It is ended when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
-//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for so long in either
+//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for that time in either
 //!   direction. The table counts that itself, so that idle flows need not be woken for it.
 //!
 //! The end that has the socket judges a stall, because the other end sees only that its stream has
@@ -365,7 +365,7 @@ impl fmt::Debug for TcpFlows {
     }
 }
 
-/// Has the flows of a core look around, for as long as the core runs.
+/// Makes the flows of a core look around, for as long as the core runs.
 pub(crate) async fn sweep(flows: Rc<TcpFlows>) {
     let mut last = Instant::now();
     for round in 0.. {

@@ -116,8 +116,8 @@ pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     Ok(Prepared(Some((setting.clone(), next))))
 }
 
-/// Has the file opened again, which may have been renamed or removed. If it cannot be opened, lines
-/// go on into the open one. This does not wait.
+/// Orders the writer to open the file again, which may have been renamed or removed. If it cannot
+/// be opened, lines go on into the open one. This does not wait.
 pub(crate) fn reopen() {
     let mut orders = orders();
     if matches!(orders.setting, Setting::File(_)) {

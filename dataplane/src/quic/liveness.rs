@@ -96,8 +96,8 @@ impl Liveness {
         }
     }
 
-    /// Has this lane ask for itself at each `interval` while another lane has the probing role: its
-    /// own path may fail where the other lane's does not.
+    /// Makes this lane ask for itself at each `interval` while another lane has the probing role:
+    /// its own path may fail where the other lane's does not.
     pub(crate) fn asks_aside(&mut self, interval: Duration, now: Instant, heard: u64) {
         self.aside = Some(interval);
         if !self.probes && self.asked.is_none() {

@@ -75,7 +75,7 @@ impl LossWatch {
 mod tests {
     use super::*;
 
-    /// What the watch reports after each window in which so many packets were sent and lost.
+    /// What the watch reports after each of these windows, given as packets sent and packets lost.
     fn says(windows: &[(u64, u64)]) -> Vec<bool> {
         let begin = Instant::now();
         let mut watch = LossWatch::new(begin, (1_000, 10));

@@ -166,8 +166,8 @@ impl TicketKeys {
         Ok((keys, keeper))
     }
 
-    /// Has the tickets of a server's context sealed and opened with these keys. The context must
-    /// stay on the core that owns the counters.
+    /// Makes a server's context seal and open tickets with these keys. The context must stay on the
+    /// core that owns the counters.
     pub(crate) fn serve(self: &Arc<Self>, context: &mut SslContextBuilder, of: &Arc<CoreCounters>) {
         tls::set_ticket_keys(context, self.source(of));
     }

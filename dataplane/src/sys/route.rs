@@ -57,7 +57,7 @@ impl Answers {
         }
         let answer = ask(peer)?;
         if self.0.len() >= ANSWERS_MAX {
-            // This happens at most once for so many new addresses.
+            // This happens at most once for every `ANSWERS_MAX` new addresses.
             self.0.clear();
         }
         self.0.insert(key, (now, answer));

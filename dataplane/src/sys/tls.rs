@@ -23,8 +23,8 @@ pub(crate) trait TicketKeySource: Send + Sync + 'static {
     fn open(&self, name: &[u8; TICKET_KEY_NAME_BYTES]) -> Option<(TicketKey, bool)>;
 }
 
-/// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256
-/// (RFC 5077, section 4).
+/// Makes `tls` seal and open tickets with the keys of `source`: AES-CBC, then HMAC-SHA-256 (RFC
+/// 5077, section 4).
 pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKeySource) {
     // SAFETY: the callback must fill in the name and the initialization vector and set up both
     // contexts when it seals, and set up both contexts when it opens, before it answers `Success`
@@ -140,8 +140,8 @@ pub(crate) enum ListRefused {
     Failed,
 }
 
-/// Has `store` refuse the certificates on the lists of `pem`, each of which one of `authorities`
-/// must have signed.
+/// Makes `store` refuse the certificates on the revocation lists of `pem`, each of which must be
+/// signed by one of `authorities`.
 ///
 /// # Errors
 /// What is wrong with the lists; the store is not to be used then.

@@ -22,8 +22,8 @@ use crate::support::wait;
 /// Longer than the transfers, which last until both servers have been told to stop.
 const DRAIN: &str = "drain_timeout = \"2m\"";
 
-/// Visitors with a small exchange: so many threads, each with one visitor per period, are 200 a
-/// second.
+/// Visitors with a small exchange: these threads, each with one visitor per period, make 200
+/// visitors per second.
 const THREADS: usize = 20;
 const PERIOD: Duration = Duration::from_millis(100);
 
@@ -32,7 +32,7 @@ const TRANSFERS: usize = 4;
 const STEP_BYTES: usize = 64 << 10;
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
-/// Restarts begin and end with so many visitors served by both servers.
+/// Before and after each restart, this many visitors are served while both servers run.
 const VISITORS_BETWEEN: usize = 100;
 
 fn server(site: &Site, name: &'static str) -> (Server, SocketAddr) {

@@ -37,7 +37,7 @@ fn metric(admin: SocketAddr, name: &str) -> f64 {
     http::metric(&metrics, &format!("qmux_dp_{name}_total"))
 }
 
-/// Checks that so many visitors at the same time each get their echo.
+/// Checks that this many visitors at the same time each get their echo.
 fn all_are_served(address: SocketAddr, visitors: usize) {
     thread::scope(|scope| {
         for _ in 0..visitors {

@@ -115,7 +115,7 @@ fn nft(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Has the network drop what `way` says.
+/// Makes the network drop the packets that `way` names.
 fn block(way: &Way, door: SocketAddr) {
     let port = door.port().to_string();
     let mut script =
@@ -130,7 +130,7 @@ fn pass_again() {
     nft("delete table ip t");
 }
 
-/// A service: `d` asks for a download of so many bytes, a zero is the first byte of a visitor's
+/// A service: `d` asks for a download of `download_bytes`, a zero is the first byte of a visitor's
 /// request, and whatever else is typed comes back.
 fn service(download_bytes: usize) -> TcpService {
     TcpService::start(move |mut stream| {

@@ -498,7 +498,7 @@ fn socket(peer: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Has packets to `peer` refused rather than fragmented.
+/// Makes the kernel refuse packets to `peer` that it would have to fragment.
 pub(super) fn never_fragment(socket: impl std::os::fd::AsFd, peer: SocketAddr) -> io::Result<()> {
     use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
     match peer {

@@ -13,7 +13,7 @@
 //! after a return, the next return waits twice as long.
 //!
 //! **From TLS to TLS.** A TLS connection may fall silent as well: the client has moved to another
-//! network, or a firewall has forgotten the connection without a word to either side. So a lane
+//! network, or a firewall has forgotten the connection without a reset to either side. So a lane
 //! that rides TLS and is not answered dials a second connection beside the first, and moves to it
 //! if it still is not answered.
 //!

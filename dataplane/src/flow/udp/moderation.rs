@@ -87,7 +87,7 @@ impl Moderation {
         moderation
     }
 
-    /// Notes that a receive call has brought so many datagrams.
+    /// Notes that a receive call has brought this many datagrams.
     pub(super) fn received(&self, datagrams: u32) {
         self.datagrams
             .set(self.datagrams.get().saturating_add(datagrams));

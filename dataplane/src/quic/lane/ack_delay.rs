@@ -186,9 +186,9 @@ impl Lane {
         }
     }
 
-    /// Has everything that has come acknowledged, whatever else there is to send, and waits for
-    /// that. Over UDP this is mostly done in the caller's turn, over TLS it takes one turn of the
-    /// other tasks, and not longer than the ack delay, should a full connection or pacing hold the
+    /// Acknowledges everything that has come, whatever else there is to send, and waits for that.
+    /// Over UDP this is mostly done in the caller's turn, over TLS it takes one turn of the other
+    /// tasks, and not longer than the ack delay, should a full connection or pacing hold the
     /// acknowledgement back.
     pub(crate) async fn acknowledge_now(&self) {
         if !self.ack_delay.are_open() {

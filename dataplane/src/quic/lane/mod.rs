@@ -429,7 +429,7 @@ impl Lane {
         }
     }
 
-    /// Has the endpoint flush this lane after the tasks that are ready now.
+    /// Makes the endpoint flush this lane after the tasks that are ready now have run.
     pub(crate) fn mark_dirty(&self) {
         if !self.dirty.replace(true)
             && let Some(endpoint) = self.endpoint.upgrade()

@@ -123,7 +123,7 @@ impl Lane {
         self.way().tls
     }
 
-    /// For a client: has its endpoint take packets from a TLS connection as well.
+    /// For a client: makes its endpoint take packets from a TLS connection as well.
     ///
     /// # Errors
     /// If its socket cannot be used, or the lane is gone.

@@ -125,12 +125,12 @@ impl RoomQueue {
         share.taken.set(share.taken.get().saturating_add(bytes));
     }
 
-    /// Has the flow wait until quiche reports its stream.
+    /// Notes that the flow waits until quiche reports its stream.
     pub(super) fn waits_for_quiche(flow: &StreamWaiters) {
         flow.share.waits.set(true);
     }
 
-    /// Has the flow wait for room.
+    /// Notes that the flow waits for room.
     pub(super) fn wait(&self, flow: &Rc<StreamWaiters>) {
         flow.share.waits.set(true);
         if flow.share.queued.replace(true) {

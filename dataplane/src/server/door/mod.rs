@@ -319,7 +319,7 @@ impl Door {
         }
     }
 
-    /// Has all lanes of a client ask it for a sign of life, on every core.
+    /// Makes all lanes of a client ask it for a sign of life, on every core.
     pub(crate) fn alarm_everywhere(&self, client: &Client, now: Instant) {
         if !client.may_alarm(now) {
             return;
@@ -341,7 +341,7 @@ impl Door {
         }
     }
 
-    /// Has this core's lanes of the client ask it for a sign of life.
+    /// Makes this core's lanes of the client ask it for a sign of life.
     pub(crate) fn alarm(&self, client: u64) {
         for lane in self.registered_lanes(client) {
             lane.alarm();

@@ -11,7 +11,7 @@ use super::tunnel::Site;
 /// Starts of a server before its ports are given up.
 const STARTS_MAX: usize = 5;
 
-/// The first of so many addresses in a row whose ports are free for TCP and UDP.
+/// The first of `count` addresses in a row whose ports are free for TCP and UDP.
 pub(crate) fn free_range(count: u16) -> SocketAddr {
     let is_free = |address| TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
     for _ in 0..1_000 {

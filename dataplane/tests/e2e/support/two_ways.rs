@@ -85,7 +85,8 @@ impl TwoWays {
         Self { address, shared }
     }
 
-    /// Passes only UDP payloads of up to so many bytes to the server, and back; with 0 none.
+    /// Passes only UDP payloads of up to `forth_bytes` to the server and up to `back_bytes` back;
+    /// with 0 none.
     pub(crate) fn limit_udp(&self, forth_bytes: usize, back_bytes: usize) {
         self.shared.forth_max.store(forth_bytes, Ordering::SeqCst);
         self.shared.back_max.store(back_bytes, Ordering::SeqCst);
