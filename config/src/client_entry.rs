@@ -38,11 +38,11 @@ pub(crate) enum Kind {
 /// The proof by which a client is identified as the one of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// Its certificate has this common name, DNS name or URI name.
+    /// The client's certificate has this common name, DNS name or URI name.
     Certificate(String),
-    /// Its certificate has this SHA-256.
+    /// The client's certificate has this SHA-256.
     Fingerprint([u8; FINGERPRINT_BYTES]),
-    /// It knows this secret.
+    /// The client knows this secret.
     Token(Secret),
 }
 

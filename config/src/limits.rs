@@ -30,7 +30,7 @@ pub enum MemoryLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Memory of all flows of the process: what was read and not yet written, queues, reassembly.
-    /// Above it the most stalled flows are ended first.
+    /// Above this limit the flows that have stalled longest are ended first.
     pub memory: MemoryLimit,
     /// File descriptors that flows leave to the admin endpoint, to lanes and to files.
     pub descriptors_reserved: u32,

@@ -63,11 +63,11 @@ pub enum ProxyProtocolOut {
 /// A proxy that TLS connections go through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyAddress {
-    /// The protocol that it speaks.
+    /// The protocol that the proxy speaks.
     pub protocol: ProxyProtocolOut,
     /// The host: a name or an IP address without brackets.
     pub host: String,
-    /// Its TCP port.
+    /// The proxy's TCP port.
     pub port: u16,
     /// The user name; empty if the proxy needs none.
     pub user: String,
@@ -76,7 +76,7 @@ pub struct ProxyAddress {
 }
 
 impl fmt::Display for ProxyAddress {
-    /// Writes it without the credentials.
+    /// Writes the address without the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.protocol {
             ProxyProtocolOut::Http => "http",

@@ -41,9 +41,9 @@ pub(crate) struct Name {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Say {
     Nothing,
-    /// It fails; this many attempts have failed in a row.
+    /// The attempt has failed; this many attempts have failed in a row.
     Fails(u32),
-    /// It works again.
+    /// The attempt has succeeded after others had failed.
     Works,
 }
 

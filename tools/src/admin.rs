@@ -24,11 +24,11 @@ const HEADERS_MAX: usize = 64;
 /// The program to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Asked {
-    /// Where its admin endpoint is, as in dp.toml: "127.0.0.1:9600" or
+    /// The address of the process's admin endpoint, as in dp.toml: "127.0.0.1:9600" or
     /// "unix:/run/qmux-dp/admin.sock".
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// Its config, which says where its admin endpoint is.
+    /// The config of the process, which names its admin endpoint.
     #[arg(long, value_name = "dp.toml", required_unless_present = "admin")]
     config: Option<PathBuf>,
 }

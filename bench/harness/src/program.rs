@@ -154,7 +154,7 @@ impl Program {
         &self.launch
     }
 
-    /// Its process id.
+    /// The program's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -243,7 +243,7 @@ impl Program {
         Ok(())
     }
 
-    /// Its exit status, if it has ended.
+    /// The program's exit status, if it has ended.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         if self.ended.is_none() {
             let waiting = Error::io(format!("waiting for {}", self.launch.name));

@@ -8,7 +8,7 @@ use super::profile::{Loss, Profile, QueueLimit};
 /// right is "down".
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
-    /// What it is called on a command line.
+    /// The name of the link on a command line.
     pub name: &'static str,
     /// What it stands for, in one line.
     pub summary: &'static str,

@@ -65,7 +65,7 @@ pub struct Counters {
 /// again.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dropped<P> {
-    /// Why.
+    /// Why the packet was dropped.
     pub cause: DropCause,
     /// The packet.
     pub packet: P,
@@ -74,11 +74,11 @@ pub struct Dropped<P> {
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropCause {
-    /// It got lost behind the line.
+    /// The packet got lost behind the line.
     Loss,
     /// The queue in front of the line was full, or the policer had no tokens.
     Queue,
-    /// It is larger than the MTU.
+    /// The packet is larger than the MTU.
     Mtu,
 }
 
@@ -87,7 +87,7 @@ pub enum DropCause {
 pub struct Leaving<P> {
     /// The packet.
     pub packet: P,
-    /// The time at which it was to leave.
+    /// The time at which the packet was due to leave.
     pub due: Duration,
     /// Whether it overtook others: nobody may put it back into order.
     pub reordered: bool,

@@ -40,7 +40,7 @@ const UNKNOWN_REPORTS_MAX: usize = 256;
 /// Why a packet did not go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotSent {
-    /// Larger than one datagram, and fragmentation is off or does not help.
+    /// The packet is larger than one datagram, and fragmentation is off or does not help.
     TooLarge,
     /// The lane is gone or takes no datagrams.
     LaneClosed,
@@ -184,7 +184,7 @@ pub(crate) async fn receive(
         });
         match ready.await {
             Some(Ok(datagram)) => batch.push(datagram),
-            // The end of the lane is found again by the next call.
+            // The next call finds the end of the lane again.
             Some(Err(_)) | None => break,
         }
     }

@@ -24,7 +24,7 @@ fn missed(verdict: Verdict) -> Verdict {
     verdict.map(|(_, found)| (false, found))
 }
 
-/// Not known, unless it is missed anyway.
+/// The verdict "not known", unless the goal is missed anyway.
 fn not_known(verdict: Verdict) -> Verdict {
     verdict.filter(|(reached, _)| !reached)
 }
@@ -91,7 +91,7 @@ pub(super) enum Rule {
     BelowRathole(Bound, &'static str),
     /// This many Gbit/s are offered and delivered, and next to nothing is lost in any run.
     Lossless(f64),
-    /// Not less delivered than in the first case.
+    /// No less is delivered than in the first case.
     LikeOneFlow { lossless: bool },
     /// What rathole takes here, and what it added to the raw round trip where the goals were set:
     /// the stricter one of those that were measured.
@@ -348,8 +348,8 @@ impl Judge<'_> {
         Some((ours <= limit, format!("limit {limit}{added}")))
     }
 
-    /// Not reached by those runs of ours that survived, where others failed in any of the cases;
-    /// missed if none survived.
+    /// A goal counts as not reached by our surviving runs if other runs failed in any of the cases;
+    /// it is missed if none survived.
     fn if_none_failed(&self, judged: Verdict) -> Verdict {
         let cases = self.row.cases.iter();
         let runs = cases.map(|case| self.found.runs(self.row.probe, case, OURS));

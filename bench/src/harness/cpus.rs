@@ -10,7 +10,8 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Enough for tens of thousands of flows. Each has one end in a program of the tunnel and one here.
+/// Open files for tens of thousands of flows. Each flow has one end in a program of the tunnel and
+/// one here.
 const OPEN_FILES_WANTED: u64 = 200_000;
 
 /// Raises the limit of open files, beyond the hard limit where this process may (as root), else up

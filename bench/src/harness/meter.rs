@@ -43,9 +43,9 @@ impl Role {
 /// A process to be metered.
 #[derive(Clone, Debug)]
 pub struct Metered {
-    /// What it is.
+    /// The role of the process.
     pub role: Role,
-    /// Its id.
+    /// The process id.
     pub pid: u32,
     command_line: String,
 }

@@ -82,7 +82,8 @@ pub(crate) enum Requests {
 pub(crate) struct Load {
     pub(crate) launch: Launch,
     limit: Duration,
-    /// As many as redis-benchmark was told; wrk counts its own.
+    /// The number of requests that redis-benchmark was told to send; `None` for wrk, which counts
+    /// its own.
     requests: Option<u64>,
 }
 

@@ -158,7 +158,7 @@ impl Tunnel {
         })
     }
 
-    /// Its processes, to be metered.
+    /// The processes of the tunnel, to be metered.
     pub fn processes(&self) -> Vec<Metered> {
         let roles = [(Role::Server, &self.server), (Role::Client, &self.client)];
         let programs = roles.into_iter();

@@ -31,7 +31,7 @@ pub(crate) struct Bulk {
 }
 
 impl Bulk {
-    /// Starts it. Bytes flow in the same moment.
+    /// Starts the transfer. Bytes flow at once.
     pub(crate) fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self> {
         let mut bulk = Self {
             way,

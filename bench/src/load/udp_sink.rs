@@ -30,7 +30,7 @@ pub(crate) struct Counts {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Its packets are counted; others are what a former run has left.
+    /// The run whose packets are counted; packets of other runs are late ones of an earlier run.
     run: AtomicU16,
     /// The run that was counted last; once per batch.
     counted: Mutex<Run>,

@@ -112,7 +112,7 @@ pub(crate) struct PacketHeader {
 }
 
 impl PacketHeader {
-    /// Its length in bytes: the shortest packet.
+    /// The length of the header in bytes: the shortest packet.
     pub(crate) const BYTES: usize = 11;
 
     /// Writes it to the front of a packet.

@@ -192,7 +192,7 @@ mod tests {
 
     impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without anybody who gives orders it takes every line.
+            // If nobody gives orders any more, the reader takes every line.
             self.orders.recv().unwrap_or(Ok(()))?;
             self.written.lock().expect("written").extend(bytes);
             Ok(bytes.len())

@@ -29,7 +29,7 @@ const WOKEN_PER_LOOK_MAX: usize = 1_024;
 /// The step of the runtime's timer.
 const STEP: Duration = Duration::from_millis(1);
 
-/// As good as never.
+/// A year: a timer that is set to this never fires in practice.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// The timers of this thread.

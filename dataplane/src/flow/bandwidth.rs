@@ -81,7 +81,7 @@ impl Bucket {
         }
         let before_full = self.time_of(self.burst() - self.quantum());
         let at = self.full_at.checked_sub(before_full).unwrap_or(now);
-        // By rounding that time may be over already.
+        // Because of rounding, that time may be over already.
         Some(at.max(now + Duration::from_nanos(1)))
     }
 }
@@ -89,9 +89,9 @@ impl Bucket {
 /// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// From the visitor.
+    /// Bytes from the visitor.
     In,
-    /// To the visitor.
+    /// Bytes to the visitor.
     Out,
 }
 

@@ -16,7 +16,8 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(2);
 /// Windows in a row that must be bad.
 const BAD_MAX: u32 = 2;
 
-/// Fewer lost packets in a window prove nothing, because they may have been all of a burst.
+/// The fewest lost packets that make a window bad. Fewer prove nothing, because they may all belong
+/// to one burst.
 const LOST_MIN: u64 = 24;
 
 /// Percentage of packets that must be lost in a bad window: more than on any path that is of use.

@@ -38,9 +38,9 @@ const ONE_SEGMENT_BYTES: usize = 536;
 /// over before that, and each option is a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Later {
-    /// It is set, or was inherited from the listening socket.
+    /// The option is set, or was inherited from the listening socket.
     Set,
-    /// It must be set as soon as something has been written.
+    /// The option must be set as soon as something has been written.
     Unset,
 }
 

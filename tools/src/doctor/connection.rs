@@ -88,7 +88,7 @@ pub(super) enum End {
     BadServer(X509VerifyError),
     /// The server's QUIC stack closed the connection, perhaps with a TLS alert.
     ClosedByPeer(u64),
-    /// It ended for another reason.
+    /// The connection ended for another reason.
     Broken(String),
     /// The server asks for a token, and there is none.
     TokenWanted,

@@ -26,7 +26,7 @@ const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
 /// How a lane is left to its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
-    /// Its server drains, and decides how long the flows may go on.
+    /// The lane's server drains, and decides how long the flows may go on.
     ServerDecides,
     /// The lane is not wanted any more: its flows get `drain_timeout`.
     Unwanted,

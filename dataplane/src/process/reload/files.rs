@@ -27,9 +27,9 @@ const RESTLESS_LOOKS_MAX: u32 = 10;
 #[derive(Debug)]
 struct File {
     path: PathBuf,
-    /// Its stamp when it was read.
+    /// The stamp of the file when it was read.
     used: Stamp,
-    /// Its stamp at the last look.
+    /// The stamp of the file at the last check.
     seen: Stamp,
 }
 

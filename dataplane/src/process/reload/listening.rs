@@ -64,9 +64,9 @@ pub(crate) struct AsOf(u64);
 /// Why a successor does not get the sockets although they were lent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// This process ends, and has begun to close them.
+    /// This process ends, and has begun to close the sockets.
     Ends,
-    /// It has closed some of them meanwhile.
+    /// This process has closed some of the sockets since they were lent.
     HasChanged,
 }
 

@@ -56,9 +56,9 @@ const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 /// Why a configuration was not taken up, or not completely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// It is wrong, or something that it needs cannot be had.
+    /// The configuration is wrong, or something that it needs cannot be had.
     Unusable(String),
-    /// It is in force, but something does not follow it, for these reasons.
+    /// The configuration is in force, but something does not follow it, for these reasons.
     Incomplete(Vec<String>),
     /// The process is about to end.
     Draining,

@@ -162,7 +162,7 @@ pub(super) fn expiry_of(lane: &ServerLane) -> Option<i64> {
     })
 }
 
-/// What to call a certificate in a message: by the name that an entry of dp.toml would use.
+/// The name of a certificate in messages: the one that an entry of dp.toml would use.
 fn shown_name(names: &CertificateNames) -> String {
     let all = names.common_names.iter().chain(&names.dns_names);
     let name = all.chain(&names.uri_names).find(|name| !name.is_empty());

@@ -165,7 +165,7 @@ pub(crate) struct Offering<'a> {
     pub(crate) name: &'static str,
     /// The common name of its certificate.
     pub(crate) certificate: &'a str,
-    /// Its token, in place of a certificate.
+    /// The client's token, in place of a certificate.
     pub(crate) token: Option<&'a str>,
     /// Name, protocol and first local address of each of its services, and the number of ports.
     pub(crate) services: Vec<(&'a str, &'a str, SocketAddr, u16)>,

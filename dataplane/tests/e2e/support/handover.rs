@@ -24,7 +24,7 @@ const SPACE_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
 pub(crate) enum Answer {
     /// The sockets are the successor's.
     Gone,
-    /// It keeps them, for this reason.
+    /// The predecessor keeps the sockets, for this reason.
     Kept(String),
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Answer {
 pub(crate) struct Successor {
     connection: Socket,
     sockets: Vec<(Value, OwnedFd)>,
-    /// Where packets of the other process's lanes may be sent.
+    /// The socket to which packets of the other process's lanes may be sent.
     _packets: OwnedFd,
 }
 
