@@ -17,10 +17,10 @@ const LINES_QUOTED: usize = 12;
 /// Lines of its log that are printed if whoever has it panics, as a test that fails does.
 const LINES_ON_PANIC: usize = 100;
 
-/// How often the end of a child is looked for.
+/// The time between two checks whether a child has ended.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How long a program may take to listen that does not say when it does.
+/// The time within which a program must listen if it does not say when it does.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Who wrote a line.

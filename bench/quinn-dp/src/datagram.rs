@@ -33,7 +33,8 @@ pub(crate) const REASSEMBLY_LIMITS: Limits = Limits {
     age_max: Duration::from_secs(1),
 };
 
-/// How often one unknown flow is reported, and how many are in that time.
+/// The shortest time between two reports of one unknown flow, and the most unknown flows that are
+/// reported in that time.
 const UNKNOWN_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const UNKNOWN_REPORTS_MAX: usize = 256;
 

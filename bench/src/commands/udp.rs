@@ -51,8 +51,8 @@ const TRIAL: Duration = Duration::from_millis(600);
 /// limit.
 const TRIES: usize = 2;
 
-/// How often the rate that was found is lowered if it does not hold for the whole measurement, and
-/// by how much.
+/// The most times that the rate that was found is lowered if it does not hold for the whole
+/// measurement, and the factor by which it is lowered.
 const LOWERED_MAX: usize = 5;
 const LOWERED_BY: f64 = 0.9;
 

@@ -48,7 +48,7 @@ pub(crate) fn keep_to(cpus: &[usize]) {
         set.set(cpu);
     }
     if set.count() > 0 {
-        // Refused where a CPU has just been taken away; then the scheduler decides.
+        // This fails if a CPU has just been taken away; then the scheduler decides.
         let _ = sched_setaffinity(None, &set);
     }
 }

@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::proc_stat::{self, CpuTime};
 
-/// How often processes are looked at. CPU time is counted in ticks of 10 ms, so that one sample is
-/// 5 % exact.
+/// The time between two samples of a process. CPU time is counted in ticks of 10 ms, so one sample
+/// is exact to 5 %.
 const PERIOD: Duration = Duration::from_millis(200);
 
 /// What a process is to the measurement.

@@ -11,7 +11,7 @@ use super::wire::Command;
 /// TCP flows that are opened at a time.
 const OPENING_MAX: usize = 64;
 
-/// How often a UDP answer is asked for.
+/// The most times that a UDP request is sent until its answer comes.
 const UDP_TRIES_MAX: usize = 6;
 
 pub(crate) struct Flows(Vec<Box<dyn RoundTrip>>);

@@ -101,7 +101,7 @@ impl UdpSink {
 /// A UDP socket with large buffers, and the runtime that it lives on.
 pub(super) fn bind(address: SocketAddr) -> io::Result<(Runtime, BatchSocket)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    // Taken as far as the system allows; what it gives is in every report.
+    // The system may give smaller buffers; every report says what it gave.
     socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.bind(&address.into())?;

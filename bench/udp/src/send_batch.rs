@@ -37,7 +37,8 @@ impl SendBatch {
         Self::default()
     }
 
-    /// Whether the next packet may join those that wait, so that nothing has to be sent before.
+    /// Whether the next packet may join those that wait, so that none of those has to be sent
+    /// first.
     fn takes(&self, route: Route, payload: &[u8], packets_max: usize) -> bool {
         self.packets == 0
             || (self.route == Some(route)

@@ -48,7 +48,7 @@ const SERIAL_BITS: u32 = 48;
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between two looks whether the addresses of the services are known, at the start.
+/// Pause between two checks, at the start, whether the addresses of the services are known.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
 
 /// How long lanes wait for the names of some services when those of others are known. A resolver

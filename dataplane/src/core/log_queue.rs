@@ -21,7 +21,7 @@ const LINES_MAX: usize = 8_192;
 /// Most bytes that wait: as many lines of 512 bytes, which few lines reach.
 const BYTES_MAX: usize = LINES_MAX * 512;
 
-/// Pause between two looks whether everything is written, at the end of the process.
+/// Pause between two checks, at the end of the process, whether everything is written.
 const FLUSH_POLL: Duration = Duration::from_millis(1);
 
 /// The queue.

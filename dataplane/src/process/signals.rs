@@ -27,7 +27,7 @@ enum Wish {
     Reload,
     Succeed,
     Nothing,
-    /// Nothing, because a log line about it would cause the next one.
+    /// Nothing is done or logged, because a log line about the signal would cause the next one.
     NothingSaid,
 }
 

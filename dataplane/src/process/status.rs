@@ -27,7 +27,7 @@ pub(crate) struct Status {
     pub(crate) readiness: Arc<Readiness>,
     /// The times at which the certificates expire.
     pub(crate) certificates: Certificates,
-    /// How often the configuration was read again.
+    /// The number of times that the configuration was read again.
     pub(crate) reloads: reload::Counts,
     /// The time at which the process started.
     pub(crate) started: (Instant, SystemTime),

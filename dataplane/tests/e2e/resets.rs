@@ -145,7 +145,7 @@ fn a_connection_without_a_client_is_reset() {
     use crate::support::tunnel::{Server, ServerSetup, Site};
     let site = Site::new();
     let server = Server::start(&site, &ServerSetup::default());
-    // Held for a moment or reset at once: never served, never ended cleanly.
+    // The visitor is held for a moment or reset at once: never served, never ended cleanly.
     let ending = visitor::ending_of(server.traffic(), b"");
     assert_eq!(ending, Ending::Reset(Vec::new()));
 }

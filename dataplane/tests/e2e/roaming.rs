@@ -252,7 +252,7 @@ fn move_on_the_way(progress: &Progress, relay: &Relay) {
 fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     const PIECES: usize = 100;
     // Long after the last of the moves is due: where the thread that makes them has been kept
-    // waiting, the transfer must not end before.
+    // waiting, the transfer must not end before the last move.
     const PIECES_BEFORE_LAST_MOVE_MAX: usize = 80;
     for piece in 0..PIECES {
         if piece == PIECES_BEFORE_LAST_MOVE_MAX {

@@ -37,7 +37,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Pause between two probes of QUIC.
 const QUIC_PAUSE: Duration = Duration::from_secs(30);
 
-/// How often the pause before the first probe is doubled at most: to a quarter of an hour.
+/// The most times that the pause before the first probe is doubled: to a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
 /// A lane that rides TLS and is not answered may probe QUIC sooner, but not more often than this.
@@ -47,8 +47,9 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// same way. It holds also after the first connection that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often the pause before another second connection is doubled at most. If the first connection
-/// is silent for good, the flows of its lane wait for the second one, so the pause must stay short.
+/// The most times that the pause before another second connection is doubled. If the first
+/// connection is silent for good, the flows of its lane wait for the second one, so the pause must
+/// stay short.
 const SECOND_DOUBLINGS_MAX: u32 = 2;
 
 /// For how long a lane that has lost its TLS connection dials at [`LOST_PAUSE`]: the server keeps

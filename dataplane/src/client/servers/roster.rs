@@ -58,9 +58,10 @@ struct Known {
     shown_among_all: usize,
     /// Answers in a row without the address.
     missed: u32,
-    /// How many of the last answers without it count.
+    /// The number of the last answers without the address that count.
     missed_in_earnest: u32,
-    /// How often these answers should have shown the address, had they drawn at random.
+    /// The number of times that these answers would show the address if each drew its addresses at
+    /// random.
     overdue: f64,
 }
 

@@ -68,7 +68,7 @@ pub(crate) struct Carried {
 pub(crate) struct TransportState {
     /// Registered lanes that ride TLS.
     over_tls: AtomicUsize,
-    /// Written when a lane registers or moves, which is rare.
+    /// This is written when a lane registers or moves, which is rare.
     carried: Mutex<Carried>,
     quic_tried: Mutex<Option<Tried>>,
     started: Instant,

@@ -51,7 +51,7 @@ pub(crate) const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// µs.
 pub(crate) const EXPIRED_PER_TURN: usize = 32;
 
-/// How often one kind of trouble with flows is logged at most.
+/// The shortest time between two log lines about one kind of trouble with flows.
 pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.

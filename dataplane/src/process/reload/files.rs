@@ -59,7 +59,8 @@ pub(super) enum Look {
     /// The files are to be read, because some have been changing for long.
     ReadAnyway {
         files: Vec<PathBuf>,
-        /// One that changes, if it is to be logged: each time when it has lasted for twice as long.
+        /// A file that keeps changing, if that is to be logged: each time when it has lasted for
+        /// twice as long.
         news: Option<PathBuf>,
     },
 }

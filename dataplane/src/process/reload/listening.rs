@@ -40,9 +40,9 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Ours,
-    /// This process, except for those of a successor. Nothing is opened any more.
+    /// This process has the sockets, except for those of a successor. Nothing is opened any more.
     OursNoMore,
-    /// Nobody: they are closed, or about to be.
+    /// Nobody has the sockets: they are closed, or about to be.
     Nobodys,
 }
 

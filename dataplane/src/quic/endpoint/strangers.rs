@@ -17,7 +17,8 @@ use crate::quic::reset::Answer;
 use crate::quic::roaming::Way;
 use crate::quic::transmit::Ready;
 
-/// How often refused handshakes are logged at most; counters tell how many there were.
+/// The shortest time between two log lines about refused handshakes; counters tell how many there
+/// were.
 const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of

@@ -31,7 +31,8 @@ const ACCEPTS_PER_TURN: usize = 32;
 /// Pause after accept(2) has failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often refused connections are logged at most; a counter tells how many there were.
+/// The shortest time between two log lines about refused connections; a counter tells how many
+/// there were.
 const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a stranger's connection may take to carry a registered lane, beyond two handshakes: as

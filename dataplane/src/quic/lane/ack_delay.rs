@@ -53,7 +53,7 @@ const FLOW_PATIENCE: Duration = Duration::from_millis(8);
 /// sent.
 const TURNS_MAX: u32 = 3;
 
-/// How often to check after these turns whether it has been sent.
+/// The time between two checks, after these turns, whether the acknowledgement has been sent.
 const ACKNOWLEDGED_LOOK: Duration = Duration::from_millis(1);
 
 /// What the packets of a turn brought.
@@ -80,7 +80,7 @@ pub(super) struct AckDelay {
     credit: Cell<usize>,
     /// The time at which something must be sent.
     due: Cell<Option<Instant>>,
-    /// How often everything was sent.
+    /// The number of times that everything was sent.
     times_sent: Cell<u64>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,

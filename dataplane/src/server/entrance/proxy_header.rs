@@ -24,9 +24,9 @@ const _: () = assert!(TEXT_BYTES_MAX <= HEADER_BYTES_MAX);
 /// What the bytes that have come so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// They are the beginning of a header, and more are needed.
+    /// The bytes are the beginning of a header, and more are needed.
     More,
-    /// They begin with a whole header, which the visitor's own bytes may follow.
+    /// The bytes begin with a whole header, which the visitor's own bytes may follow.
     Header {
         /// The length of the header in bytes.
         bytes: usize,

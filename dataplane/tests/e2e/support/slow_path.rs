@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
-/// How often a relay that has nothing to do looks whether it is still needed.
+/// How often a relay that has nothing to do checks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A relay between one client at a time and a server. Ends when dropped.

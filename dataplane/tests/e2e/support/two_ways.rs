@@ -14,7 +14,7 @@ use socket2::SockRef;
 
 use super::ports;
 
-/// How often a thread of the relay looks whether it should stop.
+/// How often a thread of the relay checks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Bursts of several lanes wait here.

@@ -17,7 +17,7 @@ const STACK_BYTES: usize = 128 << 10;
 /// Bytes of a request: its number.
 const REQUEST_BYTES: usize = 8;
 
-/// How often services have received each request.
+/// The number of times that services have received each request.
 #[derive(Clone, Default)]
 pub(crate) struct Delivered(Arc<Mutex<HashMap<u64, usize>>>);
 
