@@ -15,7 +15,8 @@ use crate::report::Report;
 /// Most bytes that one string may become: the longest file that a key names may have as many.
 const EXPANDED_BYTES_MAX: usize = 1 << 20;
 
-/// Expands every string below `table`. False if one cannot be: then the report says which and why.
+/// Expands every string below `table`. Returns false if one cannot be: then the report says which
+/// and why.
 pub(crate) fn strings(
     table: &mut DeTable<'_>,
     report: &Report<'_>,

@@ -124,8 +124,8 @@ impl Name {
         self.addresses.store(Arc::new(addresses.to_vec()));
     }
 
-    /// Resolves the name now. True if there is an answer with an address; the last such answer is
-    /// kept while the resolver fails. Failures are logged, at most once a minute.
+    /// Resolves the name now. Returns true if there is an answer with an address; the last such
+    /// answer is kept while the resolver fails. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {
         if self.literal {
             return true;

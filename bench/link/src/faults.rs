@@ -71,7 +71,7 @@ impl Faults {
         self.corrupted.load(Ordering::Relaxed)
     }
 
-    /// Does to an IP packet from `side` what is switched on. False if it disappears.
+    /// Does to an IP packet from `side` what is switched on. Returns false if it disappears.
     pub(super) fn let_pass(&self, packet: &mut [u8], side: Side, rng: &mut impl Rng) -> bool {
         let passes = !self.hole.load(Ordering::Relaxed)
             && !draw(&self.loss, rng)
@@ -118,7 +118,7 @@ fn draw(share: &AtomicU32, rng: &mut impl Rng) -> bool {
     share > 0 && rng.random_ratio(share, MILLION)
 }
 
-/// Turns one bit of a UDP packet's payload. False if it has none.
+/// Turns one bit of a UDP packet's payload. Returns false if it has none.
 fn corrupt(packet: &mut [u8], rng: &mut impl Rng) -> bool {
     let Some(datagram) = udp(packet) else {
         return false;

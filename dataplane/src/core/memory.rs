@@ -234,11 +234,11 @@ pub(crate) trait Stalling {
     /// For how long the flow that has stalled longest has stalled, as far as is known.
     fn longest_stall(&self) -> Option<Duration>;
 
-    /// Ends that flow; `reason` is what its far end is told. False if no flow stalls.
+    /// Ends that flow; `reason` is what its far end is told. Returns false if no flow stalls.
     fn end_most_stalled(&self, reason: FlowError) -> bool;
 }
 
-/// Makes one check. True if another one is due after what was done.
+/// Makes one check. Returns true if another one is due after what was done.
 fn look(context: &CoreContext, flows: &impl Stalling, now: Instant) -> bool {
     let own = flows.longest_stall();
     publish(context.index, own);

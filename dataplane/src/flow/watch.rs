@@ -81,9 +81,9 @@ struct Stall {
 }
 
 impl Stall {
-    /// Makes a look, `step` after the last one. True if the peer has taken something since, however
-    /// little; then the time begins anew. Room in the socket shows that only when a good part of
-    /// its buffer is free.
+    /// Makes a look, `step` after the last one. Returns true if the peer has taken something since,
+    /// however little; then the time begins anew. Room in the socket shows that only when a good
+    /// part of its buffer is free.
     fn look(&mut self, step: Duration, untaken_bytes: u32) -> bool {
         let before = self.untaken_bytes.replace(untaken_bytes);
         let progress = before.is_some_and(|before| untaken_bytes < before);
@@ -139,8 +139,8 @@ impl FlowState {
         self.wake();
     }
 
-    /// Makes a round of the sweep, `step` after the last one. True if the flow has moved nothing
-    /// for too long.
+    /// Makes a round of the sweep, `step` after the last one. Returns true if the flow has moved
+    /// nothing for too long.
     fn has_been_silent(&self, step: Duration) -> bool {
         let timeout = self.idle_timeout.get();
         if timeout.is_zero() || self.told.get().is_some() {
@@ -214,7 +214,7 @@ impl Table {
         }
     }
 
-    /// Makes a look of a stalled flow. True if its time is over.
+    /// Makes a look of a stalled flow. Returns true if its time is over.
     fn look(&mut self, key: usize, step: Duration, untaken_bytes: u32, timeout: Duration) -> bool {
         let state = &self.entries[key].state;
         let Some(mut stall) = state.stall.get() else {
@@ -461,7 +461,8 @@ impl FlowWatch {
     }
 
     /// Makes a look while the flow is stalled, `step` after the last one. The socket's peer has not
-    /// taken `untaken_bytes` of what the socket has. True if the flow has stalled for too long.
+    /// taken `untaken_bytes` of what the socket has. Returns true if the flow has stalled for too
+    /// long.
     pub(crate) fn has_stalled(&self, step: Duration, untaken_bytes: u32) -> bool {
         let mut table = self.flows.table.borrow_mut();
         table.look(self.key, step, untaken_bytes, self.stall_timeout)

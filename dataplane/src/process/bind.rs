@@ -318,7 +318,7 @@ pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -
     Failure::Input(format!("cannot bind {protocol} {addr}: {error}{hint}"))
 }
 
-/// Warns of small buffers. True if a warning was logged.
+/// Warns of small buffers. Returns true if a warning was logged.
 fn warn_of_small_buffers(granted: GrantedBuffers) -> bool {
     let smallest = granted.receive_bytes.min(granted.send_bytes);
     if smallest >= UDP_BUFFER_BYTES {

@@ -270,7 +270,7 @@ impl Roaming {
         }
     }
 
-    /// Handles the answer to a challenge. True if it proves the current address.
+    /// Handles the answer to a challenge. Returns true if it proves the current address.
     pub(crate) fn answered(&mut self, nonce: u64) -> bool {
         let proves = self.probation.is_some_and(|it| it.nonce == nonce);
         if proves {
@@ -298,7 +298,8 @@ impl Roaming {
         Some(self.probation?.deadline)
     }
 
-    /// Returns to the last proved address if the time for a proof is over. True if so.
+    /// Goes back to the last proved address if the time for a proof is over. Returns true if it
+    /// did.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let over = self.deadline().is_some_and(|deadline| deadline <= now);
         if over {

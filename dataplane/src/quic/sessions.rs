@@ -272,7 +272,8 @@ impl SessionCache {
         ticket
     }
 
-    /// Keeps a session that `peer` gave, at most `lanes` of them. False if it cannot be resumed.
+    /// Keeps a session that `peer` gave, at most `lanes` of them. Returns false if it cannot be
+    /// resumed.
     pub(crate) fn put(
         &self,
         server: &TicketServer,

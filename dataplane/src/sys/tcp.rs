@@ -278,7 +278,7 @@ fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Begins to connect, or asks for the result. True if that is not known yet.
+/// Begins to connect, or asks for the result. Returns true if that is not known yet.
 fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
     match socket.connect(&SockAddr::from(addr)) {
         Ok(()) => Ok(false),

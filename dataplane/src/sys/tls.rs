@@ -72,7 +72,7 @@ pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
 
 /// Sets what must be the same now as when a ticket was made, for early data to be accepted (RFC
 /// 9001, section 4.6.1). Sessions are resumed nevertheless. For servers, before the ClientHello is
-/// processed. False if there is no memory.
+/// processed. Returns false if there is no memory.
 pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
     // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length
     // is passed with them.

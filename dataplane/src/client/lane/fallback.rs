@@ -394,8 +394,8 @@ impl Fallback {
         self.lost_pause = pause;
     }
 
-    /// Takes the result of a dial: the TLS connection is open, or failed. True if it is the second
-    /// one.
+    /// Takes the result of a dial: the TLS connection is open, or failed. Returns true if it is the
+    /// second one.
     pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
         let is_second = self.second == Tls::Dialling;
         if is_second {

@@ -58,8 +58,8 @@ enum Phase {
 }
 
 impl Phase {
-    /// Notes that the lane is answered, or is not any more. True if that is news, which it never is
-    /// of a lane that is left.
+    /// Notes that the lane is answered, or is not any more. Returns true if that is news, which it
+    /// never is of a lane that is left.
     fn turns(&mut self, unanswered: bool) -> bool {
         let (next, news) = match (std::mem::replace(self, Phase::Left), unanswered) {
             (Phase::Answered(registered), true) => (Phase::Unanswered(registered), true),

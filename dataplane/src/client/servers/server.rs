@@ -127,7 +127,7 @@ impl ServerState {
         self.cores.load(Ordering::Relaxed)
     }
 
-    /// Notes how many cores the server has; this client has `own`. True if that is news.
+    /// Notes how many cores the server has; this client has `own`. Returns true if that is news.
     pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
         if self.cores.swap(cores, Ordering::Relaxed) == cores {
             return false;
@@ -213,7 +213,7 @@ impl ServerState {
         }
     }
 
-    /// Counts a registered lane that has ended. True if it was the last one.
+    /// Counts a registered lane that has ended. Returns true if it was the last one.
     pub(crate) fn lane_ended(&self) -> bool {
         self.registered.fetch_sub(1, Ordering::AcqRel) == 1
     }
@@ -250,8 +250,8 @@ impl ServerState {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// The server says on one of its lanes that it stops. True for the first lane of this instance
-    /// that says so.
+    /// The server says on one of its lanes that it stops. Returns true for the first lane of this
+    /// instance that says so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
@@ -276,14 +276,14 @@ impl ServerState {
         self.rests.store(rests, Ordering::Release);
     }
 
-    /// True the first time that this host has no route to the server, and the first time after a
-    /// lane was up.
+    /// Returns true the first time that this host has no route to the server, and the first time
+    /// after a lane was up.
     pub(crate) fn lacks_route(&self) -> bool {
         !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes the probing role for the lane `serial` if no lane has it. True if that lane has it
-    /// now.
+    /// Takes the probing role for the lane `serial` if no lane has it. Returns true if that lane
+    /// has it now.
     pub(crate) fn claim_probing(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial
             || self
@@ -292,7 +292,7 @@ impl ServerState {
                 .is_ok()
     }
 
-    /// Gives the probing role back. True if `serial` had it.
+    /// Gives the probing role back. Returns true if `serial` had it.
     pub(crate) fn leave_probing(&self, serial: u64) -> bool {
         self.prober
             .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)

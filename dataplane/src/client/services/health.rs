@@ -97,7 +97,7 @@ impl ServiceState {
         }
     }
 
-    /// Changes the result. True if this is news.
+    /// Changes the result. Returns true if this is news.
     fn change(&self, healthy: bool, by: By, now: Instant) -> bool {
         let now_ms = u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
         if !healthy {

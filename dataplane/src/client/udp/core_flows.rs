@@ -168,7 +168,7 @@ impl CoreFlows {
         }
     }
 
-    /// Ends one flow that has expired. False if there is none.
+    /// Ends one flow that has expired. Returns false if there is none.
     pub(super) fn expire_one(&self, now: Instant) -> bool {
         let due = {
             let mut lives = self.lifetimes.borrow_mut();

@@ -538,7 +538,7 @@ impl ClientFlows {
         }
     }
 
-    /// Ends some of the core's flows that have expired. True if there may be more.
+    /// Ends some of the core's flows that have expired. Returns true if there may be more.
     fn expire(&self, now: Instant) -> bool {
         (0..EXPIRED_PER_TURN).all(|_| self.core.expire_one(now))
     }

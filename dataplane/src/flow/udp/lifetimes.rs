@@ -225,7 +225,7 @@ impl<T> Lifetimes<T> {
         }
     }
 
-    /// Notes that the service has sent a datagram. True if it is the flow's first.
+    /// Notes that the service has sent a datagram. Returns true if it is the flow's first.
     pub(crate) fn answered(&mut self, key: usize, now: Instant) -> bool {
         let Some(life) = self.flows.get_mut(key) else {
             return false;

@@ -140,7 +140,7 @@ impl Watched {
         changed.collect()
     }
 
-    /// Notes that the files cannot be used as they are. True if that is news.
+    /// Notes that the files cannot be used as they are. Returns true if that is news.
     pub(super) fn unusable(&mut self) -> bool {
         !std::mem::replace(&mut self.unusable, true)
     }

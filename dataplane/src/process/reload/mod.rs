@@ -582,8 +582,8 @@ impl Orders {
         (Orders(sender), receiver)
     }
 
-    /// Orders a reload. False if too many wait already, or this process has no config file; then
-    /// there is never an answer.
+    /// Orders a reload. Returns false if too many wait already, or this process has no config file;
+    /// then there is never an answer.
     pub(crate) fn give(&self, answer: Answer) -> bool {
         self.0.try_send(answer).is_ok()
     }

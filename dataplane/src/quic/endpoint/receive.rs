@@ -95,7 +95,7 @@ impl Endpoint {
         }
     }
 
-    /// Makes as many receive calls as make a turn. False once the socket is drained.
+    /// Makes as many receive calls as make a turn. Returns false once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
         let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);

@@ -170,7 +170,8 @@ impl Endpoint {
         done.map_err(io::Error::other)
     }
 
-    /// Takes a connection over that another core has accepted. False if there is no place for it.
+    /// Takes a connection over that another core has accepted. Returns false if there is no place
+    /// for it.
     pub(crate) fn inject_tls(self: &Rc<Self>, connection: TlsConnection) -> bool {
         if self.closing.get() {
             return false;

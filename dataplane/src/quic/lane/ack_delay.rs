@@ -113,7 +113,7 @@ impl AckDelay {
         }
     }
 
-    /// Counts bytes that a flow has read. True if the credit for them may be delayed.
+    /// Counts bytes that a flow has read. Returns true if the credit for them may be delayed.
     fn read(&self, bytes: usize) -> bool {
         self.credit.set(self.credit.get().saturating_add(bytes));
         self.credit.get() < CREDIT_BYTES_MAX

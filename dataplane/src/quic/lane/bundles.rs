@@ -51,8 +51,8 @@ impl Open {
         self.is_bundle = true;
     }
 
-    /// Makes a place for a packet of `length` bytes, which the caller has to fill. False if there
-    /// is no room.
+    /// Makes a place for a packet of `length` bytes, which the caller has to fill. Returns false if
+    /// there is no room.
     fn takes(&mut self, length: usize) -> bool {
         let used = if self.is_bundle {
             self.datagram.as_ref().len()

@@ -48,8 +48,8 @@ fn distance(rtt: Duration) -> Duration {
 }
 
 impl Lane {
-    /// Tells the flow of `stream` that there is something to read, now or soon. False if the stream
-    /// has no flow.
+    /// Tells the flow of `stream` that there is something to read, now or soon. Returns false if
+    /// the stream has no flow.
     pub(super) fn stream_readable(self: &Rc<Self>, stream: u64, now: Instant) -> bool {
         let waiters = self.waiters.borrow();
         let Some(waiters) = waiters.get(&stream) else {

@@ -21,7 +21,7 @@ use crate::core::memory;
 pub(super) struct HeldBack(RefCell<Vec<Rc<StreamWaiters>>>);
 
 impl HeldBack {
-    /// Adds a flow. True if it did not wait here before.
+    /// Adds a flow. Returns true if it did not wait here before.
     fn add(&self, flow: &Rc<StreamWaiters>) -> bool {
         let added = !flow.held_back.replace(true);
         if added {

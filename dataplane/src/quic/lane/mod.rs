@@ -291,7 +291,8 @@ impl Lane {
         Some(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
     }
 
-    /// True once the handshake is complete, with the peer authenticated as far as TLS does it.
+    /// Returns true once the handshake is complete, with the peer authenticated as far as TLS does
+    /// it.
     pub(crate) fn is_established(&self) -> bool {
         self.was_established.get()
     }

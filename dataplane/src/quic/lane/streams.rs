@@ -148,8 +148,8 @@ impl Lane {
         }
     }
 
-    /// Sends a FIN on `stream`. True if it was taken, false if the stream must become writable
-    /// first.
+    /// Sends a FIN on `stream`. Returns true if it was taken, false if the stream must become
+    /// writable first.
     ///
     /// A FIN without data is not safe with quiche: it forgets the stream, with its FIN, once both
     /// directions are known to be complete and all *data* is acknowledged (cloudflare/quiche issue

@@ -73,8 +73,8 @@ impl Sources {
         self.limits = limits;
     }
 
-    /// Counts one more visitor of a source, or refuses it. True if [`Self::close`] must be called
-    /// when the visitor has gone.
+    /// Counts one more visitor of a source, or refuses it. Returns true if [`Self::close`] must be
+    /// called when the visitor has gone.
     pub(super) fn open(&mut self, source: IpAddr, now: Instant) -> Result<bool, Refusal> {
         if self.forget_at.is_none_or(|at| at <= now) {
             self.known.retain(|_, source| !source.is_idle(now));

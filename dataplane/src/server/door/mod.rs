@@ -206,7 +206,7 @@ impl Door {
     }
 
     /// Keeps a refused lane until its client has read why, unless `most` others are kept already.
-    /// False if the lane must be closed.
+    /// Returns false if the lane must be closed.
     pub(crate) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
         let lingering = self.lingering.get();
         let may = lingering < most;
@@ -239,7 +239,7 @@ impl Door {
             .remove(membership.client().number, lane);
     }
 
-    /// Removes a lane that has ended. True if it was the last one of its client.
+    /// Removes a lane that has ended. Returns true if it was the last one of its client.
     pub(crate) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
         self.lane_takes_no_more(lane);
         let membership = lane.membership.get();

@@ -297,7 +297,7 @@ impl Entrance {
         }
     }
 
-    /// Waits for visitors. False when no more are to be accepted.
+    /// Waits for visitors. Returns false when no more are to be accepted.
     async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
         match self.stop_accepting.cuts_short(acceptor.readable()).await {
             None => false,

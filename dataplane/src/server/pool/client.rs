@@ -121,7 +121,8 @@ impl Client {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// The client says on one of its lanes that it stops. True for the first lane that says so.
+    /// The client says on one of its lanes that it stops. Returns true for the first lane that says
+    /// so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }

@@ -100,7 +100,7 @@ impl ServedService {
         self.terms().service.stall_timeout
     }
 
-    /// Replaces the terms. True if clients are to be told.
+    /// Replaces the terms. Returns true if clients are to be told.
     fn change(&self, service: &Service, entrances: Vec<SharedEntrance>) -> bool {
         let before = self.terms.swap(Arc::new(ServiceTerms {
             service: service.clone(),

@@ -42,8 +42,8 @@ enum Again {
     Nowhere(Box<Visitor>),
 }
 
-/// Tells the choice of clients what the beginning of a flow shows about the service. True if it
-/// shows nothing yet.
+/// Tells the choice of clients what the beginning of a flow shows about the service. Returns true
+/// if it shows nothing yet.
 fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
     if !first.early.is_empty() {
         ticket.answered(Instant::now());

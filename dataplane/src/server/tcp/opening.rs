@@ -342,8 +342,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if
-    /// it took all.
+    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. Returns
+    /// true if it took all.
     fn push(&self, begun: &mut Begun) -> Result<bool, FlowError> {
         while let Some(piece) = begun.unsent.pop_front() {
             let fin = begun.ended && begun.unsent.is_empty();
@@ -366,7 +366,7 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// Reads up to `room` bytes of the visitor. False if nothing is left now.
+    /// Reads up to `room` bytes of the visitor. Returns false if nothing is left now.
     fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
         let mut block = Block::take(BlockSize::Small);
         let capacity = SMALL_BLOCK_BYTES.min(room);

@@ -309,7 +309,7 @@ impl TrafficSocket {
 
     /// Ends a flow whose lane has been silent for a while and whose visitor another core receives.
     /// That core learns of the end by the flow's link, and routes the visitor's next datagram anew.
-    /// False if no client answers.
+    /// Returns false if no client answers.
     pub(super) fn leave_to_other_core(
         &self,
         local: &Rc<LocalFlow>,
@@ -334,7 +334,7 @@ impl TrafficSocket {
     }
 
     /// Moves a flow whose lane has been silent for a while to a lane that is not, together with a
-    /// datagram that has just come. False if there is no such lane.
+    /// datagram that has just come. Returns false if there is no such lane.
     pub(super) fn move_on(
         self: &Rc<Self>,
         local: &Rc<LocalFlow>,

@@ -88,8 +88,8 @@ impl UdpRoutes {
         !self.pool.is_served()
     }
 
-    /// Sends a datagram to the other core that has the visitor's flow. False if that cannot be done
-    /// now.
+    /// Sends a datagram to the other core that has the visitor's flow. Returns false if that cannot
+    /// be done now.
     pub(super) fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
         let mail = ServerMail::Datagram {
             entrance: self.entrance,

@@ -181,7 +181,7 @@ impl<T> Table<T> {
     }
 
     /// Handles a datagram of a flow that came through `lane`, by which the peer shows that it knows
-    /// the flow. True with the first one.
+    /// the flow. Returns true with the first one.
     pub(super) fn packet_through(
         &mut self,
         lane: LaneToken,
