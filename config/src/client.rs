@@ -67,7 +67,7 @@ pub struct ServerTarget {
     pub port: u16,
     /// The name that the server's certificate must have; by default the host.
     pub server_name: String,
-    /// What carries the lanes.
+    /// The transport that carries the lanes.
     pub transport: Transport,
     /// The proxy that TLS connections go through.
     pub proxy: Proxy,

@@ -26,7 +26,7 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Name {
     host: String,
     port: u16,
-    /// Where the name stands in the configuration, for messages.
+    /// The place of the name in the configuration, for messages.
     setting: &'static str,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,

@@ -17,7 +17,7 @@ pub enum Error {
     /// A program ended before it should have.
     #[error("{name} ended too early; its last lines:\n{log}")]
     Ended {
-        /// Which one.
+        /// The name of the program.
         name: String,
         /// The end of its log.
         log: String,

@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// The time within which a program must listen if it does not say when it does.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Who wrote a line.
+/// The origin of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The program, to standard output.
@@ -75,7 +75,7 @@ struct Log {
 #[derive(Default)]
 struct Lines {
     all: Vec<(Source, String)>,
-    /// Where the lines of the present run start.
+    /// The index at which the lines of the present run start.
     run: usize,
     /// Pipes that are still open.
     reading: usize,

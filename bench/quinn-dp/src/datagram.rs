@@ -47,7 +47,7 @@ pub(crate) enum NotSent {
     LaneClosed,
 }
 
-/// Who a flow is about, told to the peer until it has shown that it knows the flow.
+/// The visitor of a flow, which the peer is told until it has shown that it knows the flow.
 pub(crate) type Introduction = Option<SocketAddr>;
 
 /// Sends packets on lanes.

@@ -240,7 +240,7 @@ fn disturb(
     }
 }
 
-/// Where the programs' books do not balance, and what did not end by itself.
+/// The counters of the programs that do not agree with each other, and what did not end by itself.
 fn unbalanced(farewell: &Farewell) -> Vec<String> {
     let mut wrong = Vec::new();
     for (side, counters) in farewell.sides() {

@@ -67,14 +67,14 @@ pub(crate) fn run_on<T: Send>(cpus: &[usize], action: impl FnOnce() -> T + Send)
     })
 }
 
-/// Who runs where; empty for all CPUs.
+/// The CPUs of each program; an empty list stands for all CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) server: Vec<usize>,
     pub(crate) client: Vec<usize>,
-    /// Those of visitors that must not share one with the service.
+    /// The CPUs of visitors that must not share one with the service.
     pub(crate) visitor: Vec<usize>,
-    /// Those of the service for such visitors.
+    /// The CPUs of the service for such visitors.
     pub(crate) service: Vec<usize>,
 }
 

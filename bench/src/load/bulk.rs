@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::service::Service;
 use super::wire::{self, Command};
 
-/// Which way bulk goes.
+/// The direction of a bulk transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From visitors to the service.

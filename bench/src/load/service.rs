@@ -38,7 +38,7 @@ struct Shared {
 /// A service that runs. It ends, with all of its connections, when dropped.
 #[derive(Debug)]
 pub struct Service {
-    /// Where it listens.
+    /// The address at which the service listens.
     pub address: SocketAddr,
     pub(crate) udp: UdpSink,
     shared: Arc<Shared>,

@@ -100,7 +100,7 @@ impl Target {
     }
 }
 
-/// What all cores of the client role share.
+/// The state that all cores of the client role share.
 #[derive(Debug)]
 pub(crate) struct ClientShared {
     settings: ArcSwap<ClientSettings>,
@@ -117,7 +117,7 @@ pub(crate) struct ClientShared {
     pub(super) roster: Mutex<Roster>,
     /// The servers of the roster, for the cores to read.
     pub(super) servers: ArcSwap<Vec<Arc<ServerState>>>,
-    /// Which addresses of a name lead to the same server.
+    /// Knows which addresses of a name lead to the same server.
     pub(super) same_server: Mutex<SameServer>,
     /// Set when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,

@@ -86,7 +86,7 @@ impl Supply {
     }
 }
 
-/// What a core is to do about it.
+/// What a core must do about a lack of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Nothing.

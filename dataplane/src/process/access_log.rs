@@ -141,7 +141,7 @@ pub(crate) fn lost() -> (u64, u64) {
 /// Whether a start could write to this target. Makes no file.
 ///
 /// # Errors
-/// What is wrong, and what would be right.
+/// If the log cannot be written. The message says what is wrong, and what would be right.
 pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
     let Setting::File(path) = setting else {
         return Ok(());

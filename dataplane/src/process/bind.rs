@@ -238,7 +238,8 @@ pub(crate) fn descriptors(server: &Server, cores: usize) -> u64 {
 /// Checks the limit of open files (`None`: unlimited). Returns a warning if few are left for flows.
 ///
 /// # Errors
-/// What is needed, what there is and what to do, if the sockets need more than that.
+/// If the sockets need more than the limit. The message says how many are needed, how many there
+/// are and what to do.
 pub(crate) fn judge_descriptors(
     server: &Server,
     cores: usize,

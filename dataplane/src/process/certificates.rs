@@ -111,7 +111,7 @@ impl Certificates {
         expired.collect()
     }
 
-    /// What is known of these now. It may read files.
+    /// What is known now of the certificates of this kind. This may read files.
     pub(crate) fn views(&self, kind: Kind) -> Vec<CertificateView> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (read_at, sources) = &mut *known;

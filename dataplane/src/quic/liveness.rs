@@ -30,7 +30,7 @@ const ASK_SELDOM: Duration = Duration::from_secs(1);
 /// On long paths the lane waits for twice the round trip, but not longer than this.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
-/// What the owner of the lane is to do.
+/// What the owner of the lane must do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Duty {
     /// Send a PING.
@@ -43,7 +43,7 @@ pub(crate) struct Duty {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Instant,
-    /// What was heard when it was asked; a larger number is the answer.
+    /// The number of packets heard when the question was asked; a larger number is the answer.
     heard: u64,
     /// Whether it was answered, as [`Liveness::unanswered_since`] has found.
     answered: bool,
@@ -66,7 +66,7 @@ pub(crate) struct Liveness {
     /// Whether the lane probes for itself, and alarms nobody.
     alone: bool,
     asked: Option<Asked>,
-    /// What was heard at the last look.
+    /// The number of packets heard at the last check.
     heard: u64,
     next: Option<Instant>,
 }

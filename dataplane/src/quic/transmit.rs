@@ -46,7 +46,7 @@ struct Packet {
     probe: bool,
 }
 
-/// What one send call sends.
+/// The packets of one send call.
 #[derive(Debug)]
 pub(super) struct Ready<'a> {
     pub(super) bytes: &'a [u8],
@@ -143,7 +143,7 @@ impl Batch {
         }
     }
 
-    /// What is to be sent now, if anything.
+    /// The packets that are to be sent now, if any.
     pub(super) fn ready(&self) -> Option<Ready<'_>> {
         let way = self.to?;
         let bytes = &self.buffer[..self.end];

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// Bytes of a host's name that are used: Linux allows no more (gethostname(2)).
 const HOST_NAME_BYTES_MAX: usize = 64;
 
-/// What the kernel tells about this process; `None` where it does not.
+/// The numbers that the kernel has about this process; `None` where it does not tell.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
     /// Resident memory in bytes.

@@ -114,7 +114,7 @@ impl TcpSocket {
     }
 
     /// Ends both directions, whoever else holds the descriptor: all waits for the socket are over.
-    /// What was written is still sent.
+    /// Bytes that were written are still sent.
     pub(crate) fn shut(&self) {
         // This fails only on a socket that is already gone.
         let _gone = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);

@@ -41,7 +41,7 @@ struct Mapping {
     gone: Arc<AtomicBool>,
 }
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct Shared {
     inside: UdpSocket,
     server: SocketAddr,
@@ -86,7 +86,7 @@ impl Relay {
         }
     }
 
-    /// Where clients dial.
+    /// The address that clients dial.
     fn address(&self) -> SocketAddr {
         self.shared.inside.local_addr().expect("bound")
     }
@@ -267,7 +267,7 @@ fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     }
 }
 
-/// What [`receive`] expects.
+/// Sends the bytes that [`receive`] expects.
 fn send(stream: &mut std::net::TcpStream, seed: u64) {
     const PIECES: usize = 100;
     for piece in 0..PIECES {

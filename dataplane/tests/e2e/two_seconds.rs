@@ -21,7 +21,7 @@ use crate::support::wait;
 
 const ROUND_ROBIN: &str = "load_balancer = \"round-robin\"";
 
-/// What ends a lane whose peer is dead.
+/// Whether this line of a log says that a timeout has ended a lane, because its peer is dead.
 fn by_timeout(line: &str) -> bool {
     line.contains("client down") || line.contains("server down")
 }

@@ -30,7 +30,7 @@ const INSIDE: &str = "QMUX_E2E_IN_OWN_NETWORK";
 /// Seed of a download's bytes.
 const SEED: u64 = 12;
 
-/// What a download brings at a time, and how long it rests after that: 25 MB/s at most.
+/// The bytes that a download brings at a time, and the pause after that: 25 MB/s at most.
 const PIECE_BYTES: usize = 1 << 20;
 const PIECE_PAUSE: Duration = Duration::from_millis(40);
 
@@ -177,7 +177,7 @@ struct Traffic {
     visits: Visits,
 }
 
-/// What was observed.
+/// The observations of a visitor.
 struct Seen {
     /// The longest time without a byte of the download, without an answer to a line, and without
     /// an answer to a datagram.

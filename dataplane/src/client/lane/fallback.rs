@@ -104,7 +104,7 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// What the owner of the lane is to do.
+/// What the owner of the lane must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// Dial TLS, and report the result by [`Fallback::dialled`].

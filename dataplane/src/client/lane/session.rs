@@ -97,9 +97,9 @@ pub(super) struct Session {
     loss_told: LossTold,
     /// Whether the number of lanes follows the load.
     adapts: bool,
-    /// What the server has said in all that it had to hand over to this lane.
+    /// All work that the server, as it has said, had to hand over to this lane.
     handed_over: Option<Work>,
-    /// What this lane has reported in all that it has carried.
+    /// All work that this lane has reported to have carried.
     carried: Work,
 }
 

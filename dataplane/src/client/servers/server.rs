@@ -59,7 +59,7 @@ pub(crate) struct ServerState {
     no_route_said: AtomicBool,
     /// Registered lanes whose questions nobody answers.
     unanswered: AtomicUsize,
-    /// What was logged of the server's answers to the services that this client offers.
+    /// The server's answers to the services that this client offers, as they were logged.
     pub(crate) told: Told,
     /// The serial number of the lane that probes the server.
     prober: AtomicU64,
@@ -68,13 +68,13 @@ pub(crate) struct ServerState {
     /// Whether it was logged that the server stops.
     told_to_drain: AtomicBool,
     started: Instant,
-    /// What carries the server's lanes.
+    /// The transport that carries the server's lanes.
     pub(crate) transport: TransportState,
     /// The time at which the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
 
-/// What a registration tells about the server.
+/// The news about the server that a registration brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Registered {
     /// Whether it is the first lane, or the first one with another instance than before, so that

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What carries the lane.
+/// The transport that carries a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Riding {
     Udp,
@@ -52,12 +52,12 @@ pub(crate) enum QuicProbe {
     PassesNot(Instant),
 }
 
-/// What carries the lanes, as operators see it.
+/// The transport that carries the lanes, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Carried {
     /// The transport: TLS as soon as one lane rides it.
     pub(crate) by: Riding,
-    /// Since when it has carried them.
+    /// The time since which it has carried them.
     pub(crate) since: Instant,
     /// The reason; empty if the lanes have never been carried by anything else.
     pub(crate) why: String,
@@ -183,7 +183,7 @@ impl TransportState {
         self.over_tls.load(Ordering::Acquire)
     }
 
-    /// What carries the lanes.
+    /// The transport that carries the lanes.
     pub(crate) fn carried(&self) -> Carried {
         let carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         carried.clone()

@@ -177,7 +177,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(1);
 
-    /// What a simulated socket was looked into for.
+    /// The receive calls on a simulated socket.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Looks {
         all: u32,

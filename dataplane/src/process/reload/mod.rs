@@ -95,7 +95,7 @@ pub(super) struct Reloader {
     pub(super) watched: Watched,
     /// The warnings of the configuration that was checked last.
     pub(super) warned: Vec<String>,
-    /// What does not follow the configuration that is in force.
+    /// The parts of the process that do not follow the configuration that is in force.
     pub(super) problems: Vec<String>,
 }
 
@@ -104,16 +104,16 @@ pub(super) struct Reloader {
 enum Cause {
     /// Somebody has ordered it, and sees what there is to report.
     Order,
-    /// A look at the files.
+    /// A check of the files has found a change.
     Look,
 }
 
 /// A configuration that was taken up.
 struct Taken {
     lines: Vec<String>,
-    /// What does not follow it.
+    /// The parts of the process that do not follow it.
     problems: Vec<String>,
-    /// Whether it differs from the one before.
+    /// Whether it differs from the previous configuration.
     changed: bool,
 }
 

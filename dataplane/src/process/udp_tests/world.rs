@@ -49,7 +49,7 @@ pub(super) struct Joined {
     pub(super) membership: Cell<Option<LaneMembership>>,
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
-    /// Where the service is; may be changed.
+    /// The address of the service, which may be changed.
     pub(super) service: Arc<Name>,
 }
 

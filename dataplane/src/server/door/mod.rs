@@ -47,7 +47,7 @@ use lane::ServerLane;
 pub(crate) struct Door {
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
-    /// What all cores share of this door.
+    /// The state of this door that all cores share.
     of_all_cores: Arc<SharedDoor>,
     /// The door's endpoints, one for each of its addresses.
     endpoints: OnceCell<Vec<Rc<Endpoint>>>,

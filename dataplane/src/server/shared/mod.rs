@@ -48,7 +48,7 @@ pub(crate) struct ServedService {
     pub(crate) name: String,
     /// The number at the door; no other service there has it before or after.
     pub(crate) number: usize,
-    /// What a change of the configuration may change.
+    /// The settings of the service that a change of the configuration may replace.
     terms: ArcSwap<ServiceTerms>,
     /// The gate that visitors have to pass.
     pub(crate) gate: Arc<Gate>,
@@ -333,7 +333,7 @@ impl LeavingTcp {
     }
 }
 
-/// What all cores of the server role share.
+/// The state that all cores of the server role share.
 #[derive(Debug)]
 pub(crate) struct ServerShared {
     settings: ArcSwap<ServerSettings>,

@@ -245,7 +245,7 @@ enum Wait {
     Answer,
 }
 
-/// What has come.
+/// The events that have come for the flow.
 #[derive(Clone, Copy, Default)]
 struct Ready {
     answer: bool,

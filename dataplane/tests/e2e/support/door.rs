@@ -42,7 +42,7 @@ pub(crate) fn published(name: &'static str, protocol: &'static str) -> Published
     }
 }
 
-/// What differs between servers.
+/// The settings in which servers differ.
 #[derive(Debug, Default)]
 pub(crate) struct DoorSetup {
     pub(crate) services: Vec<Published>,
@@ -106,7 +106,7 @@ impl Door {
         (started, launch)
     }
 
-    /// Where visitors of a service connect: its lowest port.
+    /// The address at which visitors of a service connect, with its lowest port.
     pub(crate) fn traffic(&self, service: &str) -> SocketAddr {
         let found = self.traffic.iter().find(|(name, _)| *name == service);
         found.expect("a service of this server").1
@@ -159,7 +159,7 @@ pub(crate) fn entry_by(name: &str, key: &str, services: &[&str]) -> String {
     format!("[[server.clients]]\nname = \"{name}\"\n{key}\nservices = {services:?}\n")
 }
 
-/// What differs between clients.
+/// The settings in which clients differ.
 pub(crate) struct Offering<'a> {
     /// The client's name in failures.
     pub(crate) name: &'static str,

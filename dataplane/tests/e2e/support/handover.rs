@@ -19,7 +19,7 @@ const VERSION: u32 = 2;
 const MESSAGE_BYTES_MAX: usize = 4_096;
 const SPACE_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
 
-/// What a predecessor answers.
+/// The answer of a predecessor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The sockets are the successor's.

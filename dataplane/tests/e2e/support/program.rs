@@ -136,7 +136,7 @@ impl Launch {
     }
 }
 
-/// What the harness has to say instead of a value is a failure of the test.
+/// The value of a result of the harness; an error fails the test.
 fn told<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }

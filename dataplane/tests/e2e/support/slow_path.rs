@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A relay between one client at a time and a server. Ends when dropped.
 pub(crate) struct SlowPath {
-    /// Where the client dials.
+    /// The address that the client dials.
     pub(crate) address: SocketAddr,
     alive: Arc<()>,
 }

@@ -21,7 +21,7 @@ struct Way {
     broken: Arc<AtomicBool>,
 }
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct State {
     near: UdpSocket,
     /// The server that new senders are connected to.
@@ -35,7 +35,7 @@ struct State {
 
 /// The relay. Ends when dropped.
 pub(crate) struct SwitchedPath {
-    /// Where the client dials.
+    /// The address that the client dials.
     pub(crate) address: SocketAddr,
     state: Arc<State>,
 }

@@ -47,7 +47,7 @@ impl Site {
     }
 }
 
-/// What differs from a plain server.
+/// The settings in which a server differs from a plain one.
 pub(crate) struct ServerSetup {
     /// The server's name in failures; servers of one site need different names.
     pub(crate) name: &'static str,
@@ -97,7 +97,7 @@ impl Default for ServerSetup {
     }
 }
 
-/// What differs from a plain client.
+/// The settings in which a client differs from a plain one.
 pub(crate) struct ClientSetup {
     /// The client's name in failures; clients of one site need different names.
     pub(crate) name: &'static str,

@@ -23,7 +23,7 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Largest UDP payload, and what TCP is relayed by.
 const PIECE_BYTES: usize = 1 << 16;
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct Shared {
     server: SocketAddr,
     inside: UdpSocket,
@@ -45,7 +45,7 @@ struct Shared {
 
 /// The relay. Ends when dropped.
 pub(crate) struct TwoWays {
-    /// Where clients dial.
+    /// The address that clients dial.
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
