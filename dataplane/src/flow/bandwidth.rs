@@ -28,7 +28,7 @@ const _: () = assert!(WAKES_PER_SECOND > BURST_PARTS);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
     bytes_per_s: u64,
-    /// The time at which it will be full, if nothing more is taken.
+    /// The time at which the bucket will be full, if nothing more is taken.
     full_at: Instant,
 }
 

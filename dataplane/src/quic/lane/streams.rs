@@ -117,8 +117,8 @@ impl Lane {
         result
     }
 
-    /// Gives bytes to `stream` as [`Lane::write`] does, but does not have them sent: the caller has
-    /// more to send with them, and calls [`Lane::write`] for that.
+    /// Gives bytes to `stream` as [`Lane::write`] does, but does not flush them: more bytes are to
+    /// be sent with them, and the [`Lane::write`] of those sends all.
     ///
     /// # Errors
     /// The peer's reason if it stopped the stream.
