@@ -1,7 +1,7 @@
 //! The last warnings and errors of the log, for the status page.
 //!
 //! Code that logs never waits: if somebody reads the warnings at that moment, a line is left out
-//! here. The log itself has it all the same.
+//! here. The log itself has the warning nevertheless.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

@@ -82,7 +82,7 @@ const _: () = assert!(BBR_PROBE_WINDOW > BBR_FULL_PATH);
 ///
 /// Tried and not taken: other ways to lower the estimate on loss (`bw_lo_reduction_strategy`) lower
 /// it while a connection starts, too, where one early loss stops its growth; pacing faster by the
-/// share that gets lost does not help, as the window shrinks all the same; `probe_bw_cwnd_gain` and
+/// share that gets lost does not help, as the window shrinks nevertheless; `probe_bw_cwnd_gain` and
 /// `disable_probe_down_early_exit` gain nothing; gentler probes (`probe_bw_probe_up_pacing_gain`
 /// 1.1) do not notice that a small queue is full. What is left of 1 % and 3 % is the look for the
 /// shortest round trip every 10 s: quiche takes losses of that time, too, for a sign of a slower

@@ -242,7 +242,7 @@ unsafe fn judge_list(
 
 /// Whether a certificate is accepted in spite of this error: its CA has no revocation list here, or
 /// none that covers it; or the list should have been replaced by a later one, or was issued by a CA
-/// whose clock is ahead. Certificates on the list are refused all the same. An operator who forgets
+/// whose clock is ahead. Certificates on the list are refused nevertheless. An operator who forgets
 /// to renew it, or has a wrong clock, must not lose every client by that.
 pub(crate) fn is_tolerated(error: c_int) -> bool {
     matches!(

@@ -50,7 +50,7 @@ impl Source {
     }
 }
 
-/// The sources that have visitors, or have had new ones of late.
+/// The sources that have visitors, or have had new ones recently.
 #[derive(Debug)]
 pub(super) struct Sources {
     limits: SourceLimits,

@@ -3,7 +3,7 @@
 //! tell, because they go by TCP.
 //!
 //! All cores share this, without a lock. Such a client comes after others for a while; if all
-//! clients are such, visitors go to them all the same.
+//! clients are such, visitors go to them nevertheless.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
