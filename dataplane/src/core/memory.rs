@@ -175,7 +175,7 @@ pub(crate) fn supply() -> Supply {
     Supply::of(held_bytes(), limit_bytes())
 }
 
-/// To be called when the core has received something: starts a check if memory is short.
+/// Starts a check if memory is short. Must be called when the core has received something.
 pub(crate) fn received() {
     if supply() > Supply::Ample {
         LOOK_NOW.with_borrow(|look| {

@@ -143,7 +143,7 @@ impl Drop for Sleep {
     }
 }
 
-/// Wakes everybody whose deadline is not after `now`. To be called at the end of each turn.
+/// Wakes everybody whose deadline is not after `now`. Must be called at the end of each turn.
 pub(super) fn look(now: Instant) {
     TIMERS.with(|timers| {
         if timers.next.get().is_some_and(|next| next <= now) {

@@ -412,7 +412,7 @@ impl FlowWatch {
         self.state.carried_by.set((lane, stream));
     }
 
-    /// To be called at each turn of the flow's task: from now on a look or an end wakes it.
+    /// Must be called at each turn of the flow's task: from now on a look or an end wakes the task.
     pub(crate) fn attend(&self, cx: &mut Context<'_>) {
         let mut waker = self.state.waker.borrow_mut();
         match waker.as_mut() {

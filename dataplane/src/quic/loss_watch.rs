@@ -51,8 +51,8 @@ impl LossWatch {
         self.since + WINDOW
     }
 
-    /// The percentage of packets that are lost, if the path fails. To be called from [`Self::next`]
-    /// on, with the numbers of packets sent and lost so far.
+    /// The percentage of packets that are lost, if the path fails. Must be called from
+    /// [`Self::next`] on, with the numbers of packets sent and lost so far.
     pub(crate) fn look(&mut self, now: Instant, (sent, lost): (u64, u64)) -> Option<u64> {
         if now > self.next() + WINDOW {
             // Nobody looked for a while, because the lane took another path or was idle.

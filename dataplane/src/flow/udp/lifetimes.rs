@@ -281,8 +281,8 @@ impl<T> Lifetimes<T> {
     }
 
     /// The next flow that has expired, which must be removed. Flows for which `kept` is true count
-    /// as active now instead. To be called now and then until there is none: only then is memory
-    /// given back, which may walk over all places.
+    /// as active now instead. The caller must call this now and then until there is none: only then
+    /// is memory given back, which may walk over all places.
     pub(crate) fn next_expired(
         &mut self,
         now: Instant,

@@ -45,7 +45,7 @@ impl Lane {
         waiters
     }
 
-    /// Ends the registration. To be called when the stream is over in both directions.
+    /// Ends the registration. Must be called when the stream is over in both directions.
     pub(crate) fn detach(&self, stream: u64) {
         let waiters = self.waiters.borrow_mut().remove(&stream);
         let was_reset = waiters.as_ref().is_some_and(|it| it.was_reset.get());
