@@ -8,10 +8,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-/// Most names of one certificate that are shown.
+/// The most names of one certificate that are shown.
 const NAMES_MAX: usize = 8;
 
-/// Most characters of one text that are shown.
+/// The most characters of one text that are shown.
 const TEXT_CHARS_MAX: usize = 100;
 
 /// The facts of one certificate.

@@ -10,7 +10,7 @@ use crate::secret::{self, Secret};
 use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
 
-/// Longest name, and longest password, that SOCKS5 can carry, in bytes (RFC 1929, section 2).
+/// The longest name, and longest password, that SOCKS5 can carry, in bytes (RFC 1929, section 2).
 const CREDENTIAL_BYTES_MAX: usize = 255;
 
 const PROXY_FORM: &str = "\"http://host:port\" or \"socks5://host:port\", with user@ or \

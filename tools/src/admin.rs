@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are read: the status of thousands of services has some MB.
 const ANSWER_BYTES_MAX: u64 = 32 << 20;
 
-/// Most header lines of an answer: the endpoint sends five.
+/// The most header lines of an answer: the endpoint sends five.
 const HEADERS_MAX: usize = 64;
 
 /// The program to ask.

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
-/// Most lines that wait. At debug level a busy core writes some ten thousand a second; this bridges
-/// the moments in which a healthy reader does not come to read.
+/// The most lines that wait. At debug level a busy core writes some ten thousand a second; this
+/// bridges the moments in which a healthy reader does not come to read.
 const LINES_MAX: usize = 8_192;
 
-/// Most bytes that wait: as many lines of 512 bytes, which few lines reach.
+/// The most bytes that wait: as many lines of 512 bytes, which few lines reach.
 const BYTES_MAX: usize = LINES_MAX * 512;
 
 /// Pause between two checks, at the end of the process, whether everything is written.

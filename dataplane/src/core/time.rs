@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use deadlines::{Deadlines, Key};
 
-/// Most tasks that one check wakes; the others are woken by the next check, one turn later. Waking
-/// one takes some 50 ns.
+/// The most tasks that one check wakes; the others are woken by the next check, one turn later.
+/// Waking one takes some 50 ns.
 const WOKEN_PER_LOOK_MAX: usize = 1_024;
 
 /// The step of the runtime's timer.

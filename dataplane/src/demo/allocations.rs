@@ -24,7 +24,7 @@ const COUNTED: Duration = Duration::from_secs(1);
 /// Number of allocations whose stacks are recorded.
 const RECORDED: usize = 10_000;
 
-/// Longest time for recording them: a load may make fewer allocations than [`RECORDED`].
+/// The longest time for recording them: a load may make fewer allocations than [`RECORDED`].
 const RECORDING_MAX: Duration = Duration::from_secs(2);
 
 /// Number of places that are listed for each load.
@@ -39,8 +39,8 @@ const DATAGRAMS_IN_FLIGHT: usize = 16;
 /// A datagram that is not back after this time was lost.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Most allocations of our own per packet that still count as none: timers, heartbeats and sweeps
-/// allocate a number of times per second, however many packets there are.
+/// The most allocations of our own per packet that still count as none: timers, heartbeats and
+/// sweeps allocate a number of times per second, however many packets there are.
 const OURS_PER_PACKET_MAX: f64 = 0.05;
 
 /// A load, which runs until it is told to stop.

@@ -42,7 +42,8 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// second.
 const IDLE_ROUNDS: usize = 16;
 
-/// Most time that is counted between two looks: more has passed only if this process stood still.
+/// The most time that is counted between two looks: more has passed only if this process stood
+/// still.
 const LOOK_COUNTS_MAX: Duration = Duration::from_secs(2);
 
 /// Flows that are told to look before the core's other tasks get a turn.

@@ -6,10 +6,10 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-/// Most lines that are kept: a page of them.
+/// The most lines that are kept: a page of them.
 const LINES_MAX: usize = 20;
 
-/// Most bytes of a line that are kept.
+/// The most bytes of a line that are kept.
 const LINE_BYTES_MAX: usize = 1_024;
 
 /// The lines that are kept.

@@ -23,18 +23,19 @@ use crossbeam::channel::{Sender, bounded};
 /// Tickets that are kept for a server even if it has fewer lanes: some are for attempts that fail.
 const TICKETS_MIN: usize = 8;
 
-/// Most tickets kept for a server: one per lane.
+/// The most tickets kept for a server: one per lane.
 const TICKETS_MAX: usize = qmux_config::LANES_MAX as usize;
 
-/// Most servers with tickets. A client has 40 at most; the others are of earlier configurations.
+/// The most servers with tickets. A client has 40 at most; the others are of earlier
+/// configurations.
 const SERVERS_MAX: usize = 64;
 
 /// How long servers count as not sharing their ticket keys; they may do so later. A try costs no
 /// more than the ticket and a full handshake.
 const UNSHARED_FOR_S: u64 = 3_600;
 
-/// Largest session that is kept. A ticket contains the client's certificate chain, the session the
-/// server's: mostly 4 KB together.
+/// The largest session that is kept. A ticket contains the client's certificate chain, the session
+/// the server's: mostly 4 KB together.
 const SESSION_BYTES_MAX: usize = 32 << 10;
 
 /// The server of a lane, as configured.

@@ -9,7 +9,7 @@ use qmux_config::{CongestionControl, Quic};
 use crate::sys::route;
 use crate::sys::udp::GSO_BYTES_MAX;
 
-/// Largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
+/// The largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
 /// quiche's own limit of 16,383 would waste a quarter of it.
 pub(crate) const PACKET_BYTES_MAX: usize = GSO_BYTES_MAX / 4;
 

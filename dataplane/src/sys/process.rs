@@ -16,7 +16,7 @@ pub(crate) struct Usage {
     pub(crate) resident_bytes: Option<u64>,
     /// Open file descriptors.
     pub(crate) open_files: Option<u64>,
-    /// Most file descriptors that may be open; `None` also if there is no limit.
+    /// The most file descriptors that may be open; `None` also if there is no limit.
     pub(crate) open_files_max: Option<u64>,
 }
 

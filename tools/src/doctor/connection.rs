@@ -26,7 +26,7 @@ use super::credentials::{Credentials, Noted};
 /// The first stream that a client opens.
 const CONTROL_STREAM: u64 = 0;
 
-/// Longest wait for a packet before the clock is looked at.
+/// The longest wait for a packet before the clock is looked at.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How long to search for the path MTU once the lane is registered: some ten probes, each of a

@@ -28,8 +28,8 @@ const MISSED_ANSWERS_MAX: u32 = 3;
 const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
 const OVERDUE_MAX: f64 = 30.0;
 
-/// Most servers of one client. Each costs a lane for each core of either side, and the answer of a
-/// resolver is somebody else's word.
+/// The most servers of one client. Each costs a lane for each core of either side, and the answer
+/// of a resolver is somebody else's word.
 pub(crate) const SERVERS_MAX: usize = 256;
 
 /// What has changed with an answer.

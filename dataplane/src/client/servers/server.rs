@@ -15,10 +15,10 @@ use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 use crate::sys::CORES_MAX;
 
-/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
+/// The least time between two alarms. The lanes that heard an alarm ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most lanes that may be left to their flows for as long as these take.
+/// The most lanes that may be left to their flows for as long as these take.
 const LEFT_MAX: usize = 2 * CORES_MAX;
 
 /// The serial number that stands for no lane: none probes the server.

@@ -38,7 +38,7 @@ const FAILURES_TO_DOWN: u32 = 2;
 /// Pause after the first failed check or dial; it doubles with each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
+/// The longest pause between two checks of a service that is down: how long it may be up unnoticed.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
 /// How long after a failure only a check may find that the service is up again. Where some dials

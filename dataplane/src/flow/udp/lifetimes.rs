@@ -40,7 +40,7 @@ const PER_SOURCE_MIN: usize = 16;
 /// The limits of one table of flows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Most flows.
+    /// The most flows.
     pub(crate) flows_max: usize,
     /// How long an unanswered flow lives without a datagram.
     pub(crate) unanswered_timeout: Duration,

@@ -13,7 +13,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Least number of datagrams in a batch after which a yield is worth its call.
+/// The least number of datagrams in a batch after which a yield is worth its call.
 const BATCH_MIN: usize = 16;
 
 /// The largest fraction of the time that is given away.

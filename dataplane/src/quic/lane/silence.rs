@@ -19,9 +19,9 @@ use super::Lane;
 /// Probe timeouts in a row that make a silence. One is a lost packet, two a lost burst.
 const TIMEOUTS_MIN: usize = 3;
 
-/// Least time after the first of them, or after the first question. Where a round trip takes less
-/// than a millisecond, three timeouts come within 200 ms, which a busy machine may well take to
-/// answer.
+/// The least time after the first of them, or after the first question. Where a round trip takes
+/// less than a millisecond, three timeouts come within 200 ms, which a busy machine may well take
+/// to answer.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
 
 /// Round trips that an answer to a question may take beyond that.

@@ -21,7 +21,7 @@ use crate::server::pool::registry::Claim;
 use crate::server::shared::ServerSettings;
 use crate::sys::tls::{PeerRefused, check_client_against};
 
-/// Most bytes of a certificate's name in a text for people.
+/// The most bytes of a certificate's name in a text for people.
 const SHOWN_NAME_BYTES_MAX: usize = 128;
 
 /// The grounds on which a lane was let in. They must hold for as long as the lane lives.

@@ -52,7 +52,7 @@ const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
 /// How long the accept queue must have been empty before a draining core closes it.
 const NOBODY_FOR: Duration = Duration::from_millis(100);
 
-/// Longest time for which a draining core goes on accepting, whatever comes: the kernel may not
+/// The longest time for which a draining core goes on accepting, whatever comes: the kernel may not
 /// have taken the filter.
 const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
 

@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 
 use ppp::{PartialResult as _, v1, v2};
 
-/// Longest header with all of its TLVs. HAProxy's own have some hundred bytes; certificates in TLVs
-/// fit as well.
+/// The longest header with all of its TLVs. HAProxy's own have some hundred bytes; certificates in
+/// TLVs fit as well.
 pub(crate) const HEADER_BYTES_MAX: usize = 4_096;
 
-/// Longest header in text form, with the end of its line (section 2.1 of the specification).
+/// The longest header in text form, with the end of its line (section 2.1 of the specification).
 const TEXT_BYTES_MAX: usize = 107;
 
 /// Length of a binary header without its addresses.

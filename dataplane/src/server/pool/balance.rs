@@ -1,8 +1,8 @@
 //! Load balancing: the rule that chooses one of several clients or lanes. It uses no clock, no
 //! socket and no lock; the only state that it needs is a number that counts up.
 
-/// Most clients that one visitor is sent to before it is refused. Each may take its dial timeout to
-/// refuse, and if three clients refuse a visitor, a fourth hardly takes it.
+/// The most clients that one visitor is sent to before it is refused. Each may take its dial
+/// timeout to refuse, and if three clients refuse a visitor, a fourth hardly takes it.
 pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
 
 /// Chooses one of those `items` that have a load and whose load is the least: the `turn`th of them,

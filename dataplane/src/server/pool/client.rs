@@ -16,7 +16,7 @@ use super::registry::{Applicant, InstanceId};
 /// The serial number that stands for no lane: none probes the client.
 pub(super) const NOBODY: u64 = 0;
 
-/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
+/// The least time between two alarms. The lanes that heard an alarm ask until they are answered.
 pub(super) const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Number of lanes of one client on one core.

@@ -22,10 +22,10 @@ use crate::server::pool::balance::Tried;
 use crate::server::pool::route::Route;
 use crate::server::pool::service::FlowTicket;
 
-/// Largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
+/// The largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
 
-/// Most bytes of first datagrams that each core keeps.
+/// The most bytes of first datagrams that each core keeps.
 const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
 
 /// The first datagram of a flow that has no answer yet.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Largest UDP payload.
+/// The largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
 /// How often a relay that has nothing to do checks whether it is still needed.

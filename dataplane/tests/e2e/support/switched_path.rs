@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// Largest UDP payload.
+/// The largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
 /// How often a relay that has nothing to do checks whether it is still needed.

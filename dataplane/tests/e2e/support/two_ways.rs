@@ -20,7 +20,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 /// Bursts of several lanes wait here.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// Largest UDP payload, and what TCP is relayed by.
+/// The largest UDP payload, and what TCP is relayed by.
 const PIECE_BYTES: usize = 1 << 16;
 
 /// The state that the threads of the relay share.
@@ -30,7 +30,7 @@ struct Shared {
     outsides: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
     /// Senders whose UDP does not pass.
     cut_off: Mutex<HashSet<SocketAddr>>,
-    /// Largest UDP payloads that pass to the server, and back.
+    /// The largest UDP payloads that pass to the server, and back.
     forth_max: AtomicUsize,
     back_max: AtomicUsize,
     /// Number of UDP packets that were swallowed.
