@@ -261,12 +261,12 @@ impl ClientCore {
         });
     }
 
-    /// Tells this core and all others.
+    /// Sends a message to this core and to all others.
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.mail(*mail);
         for core in 0..self.context.cluster.cores() {
-            // The other messages are mere hints. Without this one the core would lack lanes, or
-            // keep some, for ever.
+            // The other messages are mere hints. Without `Plan` the core would lack lanes, or keep
+            // some, for ever.
             let must_arrive = matches!(mail, ClientMail::Plan);
             if must_arrive && self.plans_owed[core].get() {
                 continue;
@@ -301,7 +301,7 @@ impl ClientCore {
         });
     }
 
-    /// Tells another core; does nothing for this one.
+    /// Sends a message to another core; does nothing for this core.
     fn tell(&self, core: usize, mail: ClientMail) -> Result<(), ClientMail> {
         if core == self.context.index {
             return Ok(());

@@ -72,11 +72,11 @@ const FLOWS_MAX: usize = 300;
 #[derive(Clone, Copy)]
 struct Flow {
     held: usize,
-    /// Since when its socket has taken nothing.
+    /// The time since which the flow's socket has taken nothing.
     stalled_at_ms: Option<u64>,
 }
 
-/// A core's flows by key, and those that stall by the time since when they do.
+/// A core's flows by key, and those that stall by the time since which they do.
 #[derive(Default)]
 struct Core {
     flows: Slab<Flow>,

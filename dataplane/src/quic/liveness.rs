@@ -178,8 +178,8 @@ impl Liveness {
         }
     }
 
-    /// Since when nothing has been heard although it was asked for. `heard` is called only while an
-    /// answer is missing.
+    /// The time since which nothing has been heard although it was asked for. `heard` is called
+    /// only while an answer is missing.
     pub(crate) fn unanswered_since(&mut self, heard: impl FnOnce() -> u64) -> Option<Instant> {
         let asked = self.asked.as_mut().filter(|asked| !asked.answered)?;
         asked.answered = asked.heard != heard();

@@ -82,8 +82,8 @@ struct Entry {
     identity: Identity,
     /// The tickets, oldest first.
     tickets: Vec<Ticket>,
-    /// Until when, in seconds since 1970, tickets are not offered across the addresses of the
-    /// server: one of its addresses has declined a ticket of another, so that they do not share
+    /// The time, in seconds since 1970, until which tickets are not offered across the addresses of
+    /// the server: one of its addresses has declined a ticket of another, so that they do not share
     /// ticket keys.
     unshared_until: u64,
 }

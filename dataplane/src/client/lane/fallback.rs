@@ -124,7 +124,7 @@ pub(super) enum Action {
 /// What a lane knows of its path.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Signs {
-    /// Since when a question has been unanswered, and nothing else was answered.
+    /// The time since which a question has been unanswered, and nothing else was answered.
     pub(super) unanswered_since: Option<Instant>,
     /// Whether anything was answered since the lane moved to its present transport.
     pub(super) answered: bool,
@@ -156,17 +156,17 @@ pub(super) struct Fallback {
     second_from: Instant,
     /// How many second connections were dialled in a row.
     seconds: u32,
-    /// Until when most of what is sent over UDP counts as lost, by the last report.
+    /// The time until which most of what is sent over UDP counts as lost, by the last report.
     loses_until: Option<Instant>,
     /// Whether the lane has lost the connection that it rode, so that it moves to the next one at
     /// once.
     lost: bool,
-    /// Since when the lane has been without a connection, unless the lost one was one of several in
-    /// vain.
+    /// The time since which the lane has been without a connection, unless the lost one was one of
+    /// several in vain.
     lost_at: Instant,
     /// The next of the short pauses after a lost connection.
     lost_pause: Duration,
-    /// Until when a connection that carries nothing is kept.
+    /// The time until which a connection that carries nothing is kept.
     spare_until: Instant,
     probing: bool,
     probe_at: Instant,

@@ -1,5 +1,5 @@
-//! What carries the lanes to one server, since when and why, and whether QUIC is known to get
-//! through. All cores of the client share it.
+//! The transport of the lanes to one server, since when and why they ride it, and whether QUIC is
+//! known to get through. All cores of the client share it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,13 +22,13 @@ impl Riding {
     }
 }
 
-/// How long QUIC is not waited for after it was unheard.
+/// The time for which lanes do not wait for QUIC after nothing was heard over it.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);
 
 /// How long the result that QUIC gets through holds, for all lanes.
 const PROBE_HOLDS: Duration = Duration::from_secs(4);
 
-/// A probe without a result after this time has died.
+/// A probe without a result after this time counts as dead.
 const PROBE_LASTS: Duration = Duration::from_secs(10);
 
 /// A probe of QUIC by one lane, for all.
@@ -72,8 +72,8 @@ pub(crate) struct TransportState {
     carried: Mutex<Carried>,
     quic_tried: Mutex<Option<Tried>>,
     started: Instant,
-    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0 if it is
-    /// not.
+    /// The time until which QUIC counts as not getting through, in milliseconds after `started`; 0
+    /// if it is not.
     in_vain_until_ms: AtomicU64,
 }
 

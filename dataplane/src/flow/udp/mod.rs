@@ -40,11 +40,11 @@ pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 /// Receive calls before the core's other tasks get a turn, as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// The longest time between two looks for expired flows and silent lanes: a flow outlives its
+/// The longest time between two sweeps for expired flows and silent lanes: a flow outlives its
 /// timeout by no more than this.
 pub(crate) const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
-/// The shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
+/// The shortest time between two sweeps, so that a tiny timeout does not keep an idle core awake.
 pub(crate) const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Flows that are expired before the core's other tasks get a turn: closing a socket takes some 10
@@ -75,7 +75,7 @@ pub(crate) struct UdpSettings {
 }
 
 impl UdpSettings {
-    /// Time between two looks for expired flows.
+    /// Time between two sweeps for expired flows.
     pub(crate) fn sweep_interval(&self) -> Duration {
         (self.unanswered_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
     }

@@ -20,7 +20,8 @@ const BATCH_MIN: usize = 16;
 const SHARE: u32 = 16;
 
 /// Time that was given away longer ago than this says nothing about the machine as it is now. A
-/// yield may take so long that its share is kept by no less: 100 ms cost 1.5 s.
+/// much shorter memory would not keep the share after a long yield: one of 100 ms puts off the next
+/// by 1.5 s.
 const MEMORY: Duration = Duration::from_secs(10);
 
 thread_local! {

@@ -38,7 +38,7 @@ pub(super) use listening::{Kept, Listening};
 use texts::Roles;
 pub(super) use texts::Texts;
 
-/// Pause between two looks at the files.
+/// Pause between two checks of the files.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long files must not have changed to be used.

@@ -48,7 +48,7 @@ pub(super) struct Silence {
 /// A silence that lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Silent {
-    /// Since when the peer has left everything unanswered.
+    /// The time since which the peer has left everything unanswered.
     pub(crate) since: Instant,
     /// The time at which that was noticed: much later, if this process stood still in between.
     pub(crate) noticed: Instant,

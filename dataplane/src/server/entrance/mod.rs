@@ -56,7 +56,7 @@ const NOBODY_FOR: Duration = Duration::from_millis(100);
 /// have taken the filter.
 const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at the accept queue of a draining core.
+/// Pause between two checks of the accept queue of a draining core.
 const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 
 /// One entrance on one core.

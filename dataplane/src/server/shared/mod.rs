@@ -318,10 +318,10 @@ impl ServerSettings {
     }
 }
 
-/// Closed entrances whose UDP flows have some time left, and until when.
+/// Closed entrances whose UDP flows have some time left, each with the end of that time.
 type Draining = Vec<(SharedEntrance, Instant)>;
 
-/// Addresses that cores are about to give up, and until when they may still be bound.
+/// Addresses that cores are about to give up, each with the time until which it may still be bound.
 #[derive(Debug, Default)]
 struct LeavingTcp(Vec<(SocketAddr, Instant)>);
 
@@ -342,7 +342,7 @@ pub(crate) struct ServerShared {
     draining: Mutex<Draining>,
     /// Addresses of closed entrances, while cores may still accept the last TCP visitors.
     leaving_tcp: Mutex<LeavingTcp>,
-    /// Addresses of removed doors, and until when their lanes may still use them.
+    /// Addresses of removed doors, each with the time until which their lanes may still use it.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
     /// The process that had the sockets before, while it lets its flows finish.
