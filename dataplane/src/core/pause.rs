@@ -36,15 +36,15 @@ thread_local! {
     static SAID: Cell<bool> = const { Cell::new(false) };
 }
 
-/// There is no timer for pauses: the process has no descriptor left, for example. It was logged.
+/// The error of a core that has no timer for pauses, for example because the process has no
+/// descriptor left. It was logged.
 #[derive(Debug)]
 pub(crate) struct NoTimer;
 
-/// Waits for [`PAUSE`], or until a pause ends that another task has begun. Cancel-safe.
+/// Waits for [`PAUSE`], or until the end of a pause that another task has begun. Cancel-safe.
 ///
 /// # Errors
-/// If there is no timer for it. The caller does without pauses then: trying again would not wait
-/// either.
+/// If there is no timer. The caller then does without pauses: trying again would not wait either.
 pub(crate) async fn pause() -> Result<(), NoTimer> {
     let pauses = Pauses::of_this_core().map_err(|error| no_timer(&error))?;
     if !pauses.is_set.get() {
@@ -69,7 +69,7 @@ pub(crate) async fn pause() -> Result<(), NoTimer> {
     Ok(())
 }
 
-/// Logs it, once for each core.
+/// Logs, once for each core, that there is no timer.
 fn no_timer(error: &io::Error) -> NoTimer {
     if !SAID.replace(true) {
         tracing::warn!(%error, "no timer for pauses; busy UDP sockets are read more often than they should be");
@@ -88,7 +88,7 @@ pub(crate) fn fail_from_now_on() {
     FAILS.set(true);
 }
 
-/// Has the next pause of this thread last for ever.
+/// Makes the next pause of this thread last for ever.
 #[cfg(test)]
 pub(crate) fn last_for_ever() {
     let pauses = Pauses::of_this_core().expect("a timer");
