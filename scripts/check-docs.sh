@@ -11,7 +11,7 @@ export LC_ALL
 cd "$(dirname "$0")/.."
 documents="README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs/*.md
     scripts/deploy/README.md"
-# Those whose backticks name files of code; paths may begin below dataplane/src.
+# The documents whose backticks name files of code; paths may begin below dataplane/src.
 with_paths="ARCHITECTURE.md SECURITY.md docs/decisions.md"
 readme_lines_max=110
 architecture_lines_max=150
@@ -20,8 +20,8 @@ columns_max=100
 wrong=$(mktemp)
 trap 'rm -f "$wrong"' EXIT
 
-# What a heading is called in a link, as GitHub does it: lower case, without punctuation, with hyphens for spaces. A
-# second one of the same name has -1 behind it.
+# The anchor of a heading, as GitHub makes it: lower case, without punctuation, with hyphens for
+# spaces. A second one of the same name has -1 behind it.
 anchors() { # file
     awk '
         /^```/ { code = !code; next }

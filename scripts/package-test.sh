@@ -54,12 +54,12 @@ grep -q '^ExecStart=/usr/bin/qmux-dp ' "$root/usr/lib/systemd/system/qmux-dp@.se
 grep -q '^ExecReload=' "$root/usr/lib/systemd/system/qmux-dp@.service" || fail "no reload"
 say "installed"
 
-# As the README says, as the units' user, with the units' command where no systemd runs.
+# The steps of the README, by the units' user; where no systemd runs, by the units' command.
 in_root qmux-ctl certs --server-name 127.0.0.1 --out /etc/qmux-dp/certs >/dev/null
 for role in server client; do
     in_root qmux-ctl config "$role" --out "/etc/qmux-dp/$role.toml" >/dev/null
 done
-# What an operator has to edit, at least.
+# The least that an operator has to edit.
 sed -i 's/server\.example\.com/127.0.0.1/' "$root/etc/qmux-dp/client.toml"
 in_root chgrp -R qmux-dp /etc/qmux-dp
 in_root chmod -R g+rX /etc/qmux-dp

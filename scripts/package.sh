@@ -16,7 +16,7 @@ fail() {
     exit 1
 }
 
-# What is for programs to be tried is not for packages.
+# This variable is for builds that are only tried, not for packages.
 unset HOST_CMAKE_TOOLCHAIN_FILE
 
 profile=release
@@ -43,7 +43,7 @@ else
     cargo build --locked --release -p qmux-dp -p qmux-ctl
 fi
 
-# What the package holds beside the programs. dataplane/Cargo.toml says where it goes.
+# The files of the package beside the programs. dataplane/Cargo.toml says where they go.
 made=$built/package
 rm -rf "$made"
 mkdir -p "$made"/{systemd,bash,zsh,fish,examples,etc}

@@ -78,7 +78,8 @@ command -v cargo >/dev/null || . "$HOME/.cargo/env"
 bin=$PWD/${CARGO_TARGET_DIR:-target}/release
 case ${CARGO_TARGET_DIR-} in /*) bin=$CARGO_TARGET_DIR/release ;; esac
 
-# What the template says is measured: kind, names, command; runs of all goals first, for they measure much of the rest.
+# Runs the measurements of the template: kind, names, command. Runs of all goals come first, because
+# they measure much of the rest.
 measure() {
     local kind names command name
     sed -n 's/^<!-- measured \([a-z]*\) \([^ :]*\)[^:]*: \(.*\) -->$/\1 \2 \3/p' "$template" | sort -s -k1,1 |

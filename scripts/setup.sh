@@ -31,7 +31,7 @@ has_libclang() {
         [ -n "${LIBCLANG_PATH-}" ]
 }
 
-# What is missing, as packages. A program counts as there wherever it came from.
+# The packages that are missing. A program counts as installed wherever it came from.
 missing=()
 need() { # program package
     command -v "$1" >/dev/null || missing+=("$2")
@@ -107,7 +107,7 @@ else
     apt install --no-install-recommends "${missing[@]}" >/dev/null
     allow_services
     for service in nginx haproxy tinyproxy; do
-        # Not started, and not at the next boot either, unless they were there before.
+        # The services must not run, now or after the next boot, unless they were installed before.
         if [[ " ${missing[*]} " == *" $service"* ]] && [ -d /run/systemd/system ]; then
             as_root systemctl --quiet disable "$service" || true
         fi
@@ -115,7 +115,7 @@ else
     say "installed"
 fi
 
-# For measurements only (qmux-bench programs, scripts/instructions.sh); nothing else depends on them.
+# These are for measurements only (qmux-bench programs, scripts/instructions.sh).
 bench_missing=()
 for pair in redis-server:redis-server redis-benchmark:redis-tools wrk:wrk valgrind:valgrind; do
     command -v "${pair%%:*}" >/dev/null || bench_missing+=("${pair##*:}")
@@ -140,7 +140,7 @@ if ! $build_only && [ ${#bench_missing[@]} -gt 0 ]; then
     fi
 fi
 
-# For profiles only; its package has other names elsewhere, and nothing depends on it.
+# perf is for profiles only, and nothing depends on it. Its package has other names elsewhere.
 if ! $build_only && ! command -v perf >/dev/null; then
     if command -v apt-get >/dev/null && apt-cache show linux-perf >/dev/null 2>&1 &&
         apt install --no-install-recommends linux-perf >/dev/null 2>&1; then

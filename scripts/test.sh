@@ -79,7 +79,7 @@ documents() {
 }
 step "documents" documents || true
 step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || true
-# What no other step compiles.
+# No other step compiles this code.
 step "lints of the counting build" cargo clippy --locked --workspace --features qmux-dp/count-allocations -- -D warnings || true
 step "documentation of the code" env RUSTDOCFLAGS="-D warnings" \
     cargo doc --locked --workspace --no-deps --document-private-items || true
@@ -111,7 +111,7 @@ if ! $quick; then
     step "quinn-dp clients" other_stack qmux-dp quinn-dp || true
     step "quinn-dp servers" other_stack quinn-dp qmux-dp || true
 fi
-# What networks do to a tunnel, with less of everything than scripts/faults.sh has.
+# Links that fail, with less of everything than scripts/faults.sh has.
 # shellcheck disable=SC2317 # called by step
 links_that_fail() {
     "${CARGO_TARGET_DIR:-target}/debug/qmux-bench" faults --megabytes 2 --datagrams 64 --visitors 20

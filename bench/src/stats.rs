@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What repeated measurements of one thing come to.
+/// The summary of repeated measurements of one thing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Summary {

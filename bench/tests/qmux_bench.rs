@@ -1,5 +1,5 @@
-//! `qmux-bench` from outside: a measurement with a real tunnel, its files, its mistakes. What it
-//! measures is not judged.
+//! `qmux-bench` from outside: a measurement with a real tunnel, its files, its mistakes. The
+//! measured numbers are not judged.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -22,9 +22,9 @@ fn build_quinn_dp() {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(build.split(' ')).arg(profile);
         cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells this test of its package. With it, build scripts that ask for these
-        // (ring's does) would run again, and all that depends on them be compiled again, both
-        // here and in the next build outside of a test.
+        // These variables are what cargo tells this test about its package. With them, build
+        // scripts that ask for them (ring's does) would run again, and all that depends on them be
+        // compiled again, both here and in the next build outside of a test.
         for (name, _) in std::env::vars_os() {
             let is_of_package =
                 |it: &str| it.starts_with("CARGO_MANIFEST_") || it.starts_with("CARGO_PKG_");
@@ -86,7 +86,7 @@ fn bytes_are_measured_with_and_without_a_tunnel() {
         for tunnel in 0..2 {
             assert!(median(&report, case, tunnel, "throughput_gbit_s") > 0.0);
         }
-        // Without a tunnel there is nothing to be used; with one there is.
+        // Without a tunnel no memory of a tunnel is reported; with one it is.
         let raw = &report["cases"][case]["tunnels"][0]["summary"];
         assert!(raw["memory_max_mib"].is_null(), "{raw}");
         assert!(median(&report, case, 1, "memory_max_mib") > 1.0);
@@ -262,7 +262,7 @@ fn a_reader_that_has_gone_ends_the_program_quietly() {
         .output()
         .expect("started");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    // As of a program that SIGPIPE has ended.
+    // This is the exit status of a program that SIGPIPE has ended.
     assert_eq!(output.status.code(), Some(128 + 13));
 }
 
@@ -303,7 +303,7 @@ fn the_script_finds_mistakes_before_it_builds_anything() {
     let help = run(&["--help"]);
     assert!(help.status.success());
     assert!(String::from_utf8_lossy(&help.stdout).contains("--keep"));
-    // What was typed is meant from where it was typed.
+    // Paths that were typed are relative to the directory in which they were typed.
     let error = run(&["--before", "old"]).stderr;
     let from = elsewhere.path().canonicalize().expect("a directory");
     assert!(

@@ -11,7 +11,8 @@ use crate::section::Section;
 /// The prefix of the path of a Unix socket.
 const UNIX: &str = "unix:";
 
-/// Longest path of a Unix socket in bytes: `sun_path` has 108 with the zero at its end (unix(7)).
+/// The longest path of a Unix socket in bytes: `sun_path` has 108 with the zero at its end
+/// (unix(7)).
 const UNIX_PATH_BYTES_MAX: usize = 107;
 
 const FORM: &str = "an IP address and a port, as in \"127.0.0.1:9600\", or a Unix socket, as in \

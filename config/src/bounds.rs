@@ -12,16 +12,16 @@ use crate::section::Section;
 use crate::server::ListenerProtocol;
 use crate::units::{DAY, format_size};
 
-/// Highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
+/// The highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
 const LIMIT_MAX: i64 = 1 << 20;
 
-/// Longest idle timeout: a flow that may be silent for a month is better left alone.
+/// The longest idle timeout: a flow that may be silent for a month is better left alone.
 const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
 
-/// Least bandwidth of a visitor, in bytes per second: below it a page is not there within a minute,
-/// and whoever asked for less meant another unit.
+/// The least bandwidth of a visitor, in bytes per second: below it a page is not there within a
+/// minute, and whoever asked for less meant another unit.
 const BANDWIDTH_MIN: u64 = 1 << 10;
-/// Largest bandwidth of a visitor: a thousand times what a network card carries.
+/// The largest bandwidth of a visitor: a thousand times what a network card carries.
 const BANDWIDTH_MAX: u64 = 1 << 40;
 
 const WITHOUT_EFFECT: &str = "has no effect with the protocol of this service";

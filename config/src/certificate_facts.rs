@@ -8,10 +8,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-/// Most names of one certificate that are shown.
+/// The most names of one certificate that are shown.
 const NAMES_MAX: usize = 8;
 
-/// Most characters of one text that are shown.
+/// The most characters of one text that are shown.
 const TEXT_CHARS_MAX: usize = 100;
 
 /// The facts of one certificate.
@@ -62,8 +62,8 @@ impl CertificateFacts {
     }
 }
 
-/// When the first of a PEM text's certificates expires, in seconds since 1970 (UTC); `None` if
-/// there is none that can be read.
+/// The time at which the first of a PEM text's certificates expires, in seconds since 1970 (UTC);
+/// `None` if there is none that can be read.
 #[must_use]
 pub fn first_expiry_unix_s(pem: &[u8]) -> Option<i64> {
     let certs = boring::x509::X509::stack_from_pem(pem).ok()?;

@@ -42,7 +42,7 @@ const TAKEN_UP: &[&str] = &[
 /// The keys that name an entry of an array of tables.
 const NAMES: [&str; 3] = ["name", "address", "quic_addr"];
 
-/// Longest value that is shown whole, in bytes.
+/// The longest value that is shown whole, in bytes.
 const SHOWN_BYTES_MAX: usize = 80;
 
 /// One key that differs.

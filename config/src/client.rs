@@ -19,16 +19,17 @@ use crate::tls_files::{self, Keys, Purpose};
 use crate::transport::{Proxy, Transport};
 use crate::units::{self, DAY, MILLISECOND, SECOND};
 
-/// Most lanes to one server: one for each core that a connection id can name in its one byte.
+/// The most lanes to one server: one for each core that a connection id can name in its one byte.
 pub const LANES_MAX: u16 = 256;
-/// Most servers of one client: QMux's limit is 10; four times that are still few lanes.
+/// The most servers of one client: QMux's limit is 10; four times that are still few lanes.
 const SERVERS_MAX: usize = 40;
-/// Longest client id, in bytes: room for a pod's full DNS name; the wire format has the same limit.
+/// The longest client id, in bytes: room for a pod's full DNS name; the wire format has the same
+/// limit.
 pub const CLIENT_ID_BYTES_MAX: usize = 253;
 
 /// Default time between two probes of a server: this soon an idle client notices a restart.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest time between two probes: faster ones find nothing sooner than a server can restart.
+/// The shortest time between two probes: faster ones find nothing sooner than a server can restart.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// Default time after which a name is resolved again: Kubernetes' answers live 5 to 30 seconds.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -67,7 +68,7 @@ pub struct ServerTarget {
     pub port: u16,
     /// The name that the server's certificate must have; by default the host.
     pub server_name: String,
-    /// What carries the lanes.
+    /// The transport that carries the lanes.
     pub transport: Transport,
     /// The proxy that TLS connections go through.
     pub proxy: Proxy,

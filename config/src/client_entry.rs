@@ -12,12 +12,13 @@ use crate::section::Section;
 use crate::server::ServerAuth;
 use crate::service_name::ServicePattern;
 
-/// Most entries by certificate: each is one look-up, however many there are, and a name in metrics.
+/// The most entries by certificate: each is one look-up, however many there are, and a name in
+/// metrics.
 const CERTIFICATE_ENTRIES_MAX: usize = 4_096;
-/// Most entries by token: a proof is tried against every one, which takes a microsecond each, so
-/// that one attempt costs no more than a handshake does.
+/// The most entries by token: a proof is tried against every one, which takes a microsecond each,
+/// so that one attempt costs no more than a handshake does.
 const TOKEN_ENTRIES_MAX: usize = 512;
-/// Most patterns of one entry: twice the services that a client may offer.
+/// The most patterns of one entry: twice the services that a client may offer.
 const PATTERNS_MAX: usize = 128;
 
 const NAME_FORM: &str = "1 to 253 bytes without control characters";
@@ -38,11 +39,11 @@ pub(crate) enum Kind {
 /// The proof by which a client is identified as the one of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// Its certificate has this common name, DNS name or URI name.
+    /// The client's certificate has this common name, DNS name or URI name.
     Certificate(String),
-    /// Its certificate has this SHA-256.
+    /// The client's certificate has this SHA-256.
     Fingerprint([u8; FINGERPRINT_BYTES]),
-    /// It knows this secret.
+    /// The client knows this secret.
     Token(Secret),
 }
 

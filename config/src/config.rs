@@ -18,8 +18,8 @@ use crate::server::Server;
 use crate::source::Source;
 use crate::udp::Udp;
 
-/// Largest config file, in bytes: a thousand times what anybody writes. A larger one is a mistake,
-/// such as the path of a log or a disk image.
+/// The largest config file, in bytes: a thousand times what anybody writes. A larger one is a
+/// mistake, such as the path of a log or a disk image.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A configuration that has been checked: every path is resolved against the directory of the

@@ -19,10 +19,10 @@ use crate::section::Section;
 use crate::server::{Defaults, Listener, ListenerProtocol, LoadBalancer, PROTOCOLS};
 use crate::service_name;
 
-/// Most services of one server: the tables of a start and a reload have this size, and each name is
-/// a label in metrics.
+/// The most services of one server: the tables of a start and a reload have this size, and each
+/// name is a label in metrics.
 pub const SERVICES_MAX: usize = 4_096;
-/// Most addresses of one door: one for each address of a host with several networks.
+/// The most addresses of one door: one for each address of a host with several networks.
 const QUIC_ADDRS_MAX: usize = 16;
 
 const QUIC_ADDR_FORM: &str = r#"an IP address and a port, as in "0.0.0.0:8443", or a list of them"#;

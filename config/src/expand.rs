@@ -12,10 +12,11 @@ use toml::de::{DeTable, DeValue};
 
 use crate::report::Report;
 
-/// Most bytes that one string may become: the longest file that a key names may have as many.
+/// The most bytes that one string may become: the longest file that a key names may have as many.
 const EXPANDED_BYTES_MAX: usize = 1 << 20;
 
-/// Expands every string below `table`. False if one cannot be: then the report says which and why.
+/// Expands every string below `table`. Returns false if one cannot be: then the report says which
+/// and why.
 pub(crate) fn strings(
     table: &mut DeTable<'_>,
     report: &Report<'_>,

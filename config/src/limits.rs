@@ -7,14 +7,15 @@ use toml::de::DeValue;
 use crate::section::Section;
 use crate::units::{self, DAY};
 
-/// Least memory that flows may be limited to, in bytes: a hundred flows of one 64 KiB block each.
+/// The least memory that flows may be limited to, in bytes: a hundred flows of one 64 KiB block
+/// each.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
-/// Most memory that flows may be limited to, in bytes: more is a mistake.
+/// The most memory that flows may be limited to, in bytes: more is a mistake.
 const MEMORY_BYTES_MAX: u64 = 1 << 42;
-/// Most descriptors that may be kept from flows.
+/// The most descriptors that may be kept from flows.
 const DESCRIPTORS_RESERVED_MAX: i64 = 1 << 16;
-/// Shortest time after which a peer that takes nothing counts as stalled, or a flow as idle: a path
-/// may well be interrupted for a second.
+/// The shortest time after which a peer that takes nothing counts as stalled, or a flow as idle: a
+/// path may well be interrupted for a second.
 const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// How much memory flows may hold in one process.
@@ -30,7 +31,7 @@ pub enum MemoryLimit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Memory of all flows of the process: what was read and not yet written, queues, reassembly.
-    /// Above it the most stalled flows are ended first.
+    /// Above this limit the flows that have stalled longest are ended first.
     pub memory: MemoryLimit,
     /// File descriptors that flows leave to the admin endpoint, to lanes and to files.
     pub descriptors_reserved: u32,

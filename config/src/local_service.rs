@@ -16,12 +16,12 @@ use crate::server::{ListenerProtocol, PROTOCOLS, Server};
 use crate::service_name;
 use crate::units::{self, MILLISECOND, SECOND};
 
-/// Most services of one client: as many as one registration may offer.
+/// The most services of one client: as many as one registration may offer.
 pub const CLIENT_SERVICES_MAX: usize = 64;
 
 /// Default pause between checks: none, because a service may not like connections without bytes.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::ZERO;
-/// Shortest pause between checks: more often would be a load.
+/// The shortest pause between checks: more often would be a load.
 const HEALTH_CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Default time for a check: room for a SYN that is repeated after a second (tcp(7)).
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);

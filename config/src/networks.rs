@@ -13,8 +13,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub(crate) const NETWORK_FORM: &str =
     "a network or an address, as in \"192.0.2.0/24\", \"2001:db8::/32\" or \"192.0.2.7\"";
 
-/// Largest file with a list, in bytes: all announced networks of the Internet fill about two thirds
-/// of it.
+/// The largest file with a list, in bytes: all announced networks of the Internet fill about two
+/// thirds of it.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
 /// Bits of an IPv6 address before the IPv4 address that it stands for (RFC 4291, section 2.5.5.2).

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// Largest certificate or key file, in bytes: a full bundle of public CAs has a quarter of it.
+/// The largest certificate or key file, in bytes: a full bundle of public CAs has a quarter of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The byte order mark that Windows editors put before UTF-8 text. A PEM parser looks for lines

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::address;
 
-/// Most ports of one service: 4,096 of them on 16 cores are 65,536 sockets of each protocol, more
-/// than one process can use well.
+/// The most ports of one service: 4,096 of them on 16 cores are 65,536 sockets of each protocol,
+/// more than one process can use well.
 pub const RANGE_PORTS_MAX: u16 = 4_096;
 
 /// One or more ports in a row.

@@ -11,17 +11,17 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Smallest receive window: one packet of the largest size (16,383 bytes) must fit, or a sender
+/// The smallest receive window: one packet of the largest size (16,383 bytes) must fit, or a sender
 /// could never fill it.
 pub(crate) const RECEIVE_WINDOW_BYTES_MIN: u64 = 16 * KIB;
-/// Largest receive window: 10 Gbit/s over 800 ms; more is a mistake rather than a network.
+/// The largest receive window: 10 Gbit/s over 800 ms; more is a mistake rather than a network.
 pub(crate) const RECEIVE_WINDOW_BYTES_MAX: u64 = GIB;
-/// Most streams that a peer may have open: a million idle flows are already more than the sockets
-/// that one address has ports for.
+/// The most streams that a peer may have open: a million idle flows are already more than the
+/// sockets that one address has ports for.
 pub(crate) const INCOMING_STREAMS_MAX: i64 = 1 << 20;
-/// Smallest UDP payload that QUIC works with (RFC 9000, section 14).
+/// The smallest UDP payload that QUIC works with (RFC 9000, section 14).
 const UDP_PAYLOAD_BYTES_MIN: i64 = 1200;
-/// Largest UDP payload: the largest length that a two-byte varint holds. A jumbo frame (9,000
+/// The largest UDP payload: the largest length that a two-byte varint holds. A jumbo frame (9,000
 /// bytes) fits; only loopback carries more.
 const UDP_PAYLOAD_BYTES_MAX: i64 = 16_383;
 

@@ -29,7 +29,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Has certificates that have expired, or are not valid yet, only cause a warning.
+    /// Turns the errors for certificates that have expired, or are not valid yet, into warnings.
     pub(crate) fn whatever_the_time(self) -> Self {
         Self {
             times_matter: false,

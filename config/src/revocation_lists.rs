@@ -11,9 +11,9 @@ use x509_parser::time::ASN1Time;
 /// The properties of a list that are checked before it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct List {
-    /// When the CA has issued it, by the CA's clock.
+    /// The time at which the CA has issued it, by the CA's clock.
     pub(crate) issued: ASN1Time,
-    /// When the next list is due, if it says so.
+    /// The time at which the next list is due, if it says so.
     pub(crate) next_update: Option<ASN1Time>,
     /// Whether it covers only certificates that name the place where it is published.
     pub(crate) is_of_a_part: bool,
@@ -95,8 +95,8 @@ fn covers_clients(scope: &IssuingDistributionPoint<'_>) -> bool {
         || relative)
 }
 
-/// When the earliest of a PEM text's revocation lists is to be replaced by its next one, in seconds
-/// since 1970 (UTC); `None` if none of them says so, or they cannot be read.
+/// The time at which the earliest of a PEM text's revocation lists is to be replaced by its next
+/// one, in seconds since 1970 (UTC); `None` if none of them says so, or they cannot be read.
 #[must_use]
 pub fn first_next_update_unix_s(pem: &[u8]) -> Option<i64> {
     let lists = lists(pem).ok()?;

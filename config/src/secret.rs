@@ -8,11 +8,11 @@ use toml::Spanned;
 use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
 
-/// Shortest token that is accepted, in bytes: 128 bits if every byte were random, the least that
-/// resists offline guessing. QMux has the same limit.
+/// The shortest token that is accepted, in bytes: 128 bits if every byte were random, the least
+/// that resists offline guessing. QMux has the same limit.
 pub const SECRET_BYTES_MIN: usize = 16;
 
-/// Largest file with a secret, in bytes: a hundred times what anybody uses.
+/// The largest file with a secret, in bytes: a hundred times what anybody uses.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A shared secret. Neither `Debug` nor `Display` shows it; [`Secret::expose`] is the only way to

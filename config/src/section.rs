@@ -33,8 +33,8 @@ pub(crate) struct Section<'a> {
 enum Content<'a> {
     Present(&'a DeTable<'a>),
     Absent,
-    /// It exists, but is not a table. That has been reported, so nothing in it is reported as
-    /// missing.
+    /// The section exists, but is not a table. That has been reported, so nothing in it is reported
+    /// as missing.
     Broken,
 }
 

@@ -23,18 +23,18 @@ use crate::timing::Timing;
 use crate::tls_files::{self, Keys, Purpose};
 use crate::units::{self, DAY};
 
-/// Most listeners of one server: each takes three sockets per core, so 64 of them on 64 cores are
-/// already 12,288 sockets.
+/// The most listeners of one server: each takes three sockets per core, so 64 of them on 64 cores
+/// are already 12,288 sockets.
 const LISTENERS_MAX: usize = 64;
-/// Longest time between two ticket keys: a TLS 1.3 ticket lives seven days at most (RFC 8446,
+/// The longest time between two ticket keys: a TLS 1.3 ticket lives seven days at most (RFC 8446,
 /// section 4.6.1), and a key that lives longer only widens what its theft exposes.
 pub(crate) const TICKET_KEY_ROTATION_INTERVAL_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Shortest time between two ticket keys; below it tickets would be useless before they arrive.
+/// The shortest time between two ticket keys; below it tickets would be useless before they arrive.
 const TICKET_KEY_ROTATION_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Default time between two ticket keys, as QMux recommends.
 const TICKET_KEY_ROTATION_INTERVAL: Duration = DAY;
-/// Most old ticket keys: with daily rotation the eighth could open no ticket that is still valid.
-/// Twice that leaves room for faster rotation.
+/// The most old ticket keys: with daily rotation the eighth could open no ticket that is still
+/// valid. Twice that leaves room for faster rotation.
 pub(crate) const TICKET_KEY_ROTATION_OVERLAP_MAX: u8 = 16;
 /// Default number of old ticket keys, as QMux recommends.
 const TICKET_KEY_ROTATION_OVERLAP: u8 = 2;

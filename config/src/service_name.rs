@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::section::Section;
 
-/// Longest name of a service, in bytes: the label of a metric and the column of a table.
+/// The longest name of a service, in bytes: the label of a metric and the column of a table.
 pub const SERVICE_NAME_BYTES_MAX: usize = 64;
 
 /// The form of a name, for messages.

@@ -25,7 +25,7 @@ pub struct SavedSession {
     pub identity: [u8; SESSION_IDENTITY_BYTES],
     /// The address that gave the session.
     pub peer: SocketAddr,
-    /// When it expires, in seconds since 1970.
+    /// The time at which it expires, in seconds since 1970.
     pub expires_at: u64,
     /// The session itself, a secret.
     pub session: Vec<u8>,

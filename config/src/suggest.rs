@@ -1,6 +1,6 @@
 //! Suggestions for misspelled words: the nearest of the known ones.
 
-/// Fewer edits than this, per three letters of the longer word, count as a typing mistake.
+/// A word counts as mistyped if it needs at most one edit per this many letters of the longer word.
 const LETTERS_PER_EDIT: usize = 3;
 
 /// The candidate that `word` was probably meant to be, if any is near enough.

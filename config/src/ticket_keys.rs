@@ -8,10 +8,10 @@ use std::path::Path;
 
 use boring::base64;
 
-/// Most keys of a file: one that seals tickets, and as many old ones as rotation may keep.
+/// The most keys of a file: one that seals tickets, and as many old ones as rotation may keep.
 pub const TICKET_KEYS_MAX: usize = 1 + crate::server::TICKET_KEY_ROTATION_OVERLAP_MAX as usize;
 
-/// Largest file, in bytes: the most keys in the longest form, with room for comments.
+/// The largest file, in bytes: the most keys in the longest form, with room for comments.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Bytes of a key's name, which is part of every ticket that it seals (RFC 5077, section 4).

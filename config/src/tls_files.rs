@@ -396,7 +396,7 @@ impl Source {
         }
     }
 
-    /// Notes that a certificate is not valid now. False if that is only a warning.
+    /// Notes that a certificate is not valid now. Returns false if that is only a warning.
     fn is_refused_for_its_time(&self, section: &Section<'_>, message: &str) -> bool {
         if section.report().times_matter() {
             self.problem(section, message);

@@ -9,8 +9,8 @@ use boring::nid::Nid;
 use boring::pkey::{Id, PKeyRef, Public};
 use boring::x509::X509;
 
-/// Shortest RSA key in bits (NIST SP 800-57, part 1, section 5.6: 112 bits of strength; 1,024 are
-/// broken).
+/// The shortest RSA key in bits (NIST SP 800-57, part 1, section 5.6: 112 bits of strength; 1,024
+/// are broken).
 const RSA_BITS_MIN: u32 = 2_048;
 
 /// The kinds of keys that a leaf may have, for messages.

@@ -10,7 +10,7 @@ use crate::secret::{self, Secret};
 use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
 
-/// Longest name, and longest password, that SOCKS5 can carry, in bytes (RFC 1929, section 2).
+/// The longest name, and longest password, that SOCKS5 can carry, in bytes (RFC 1929, section 2).
 const CREDENTIAL_BYTES_MAX: usize = 255;
 
 const PROXY_FORM: &str = "\"http://host:port\" or \"socks5://host:port\", with user@ or \
@@ -63,11 +63,11 @@ pub enum ProxyProtocolOut {
 /// A proxy that TLS connections go through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyAddress {
-    /// The protocol that it speaks.
+    /// The protocol that the proxy speaks.
     pub protocol: ProxyProtocolOut,
     /// The host: a name or an IP address without brackets.
     pub host: String,
-    /// Its TCP port.
+    /// The proxy's TCP port.
     pub port: u16,
     /// The user name; empty if the proxy needs none.
     pub user: String,
@@ -76,7 +76,7 @@ pub struct ProxyAddress {
 }
 
 impl fmt::Display for ProxyAddress {
-    /// Writes it without the credentials.
+    /// Writes the address without the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.protocol {
             ProxyProtocolOut::Http => "http",

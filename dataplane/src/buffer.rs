@@ -36,7 +36,7 @@ const COPY_BYTES: [usize; 3] = [256, COPIED_BYTES, SMALL_BLOCK_BYTES];
 /// Size of the block for what is copied out of a small block.
 pub(crate) const COPIED_BYTES: usize = SMALL_BLOCK_BYTES / COPY_BELOW;
 
-/// Most bytes of free blocks that are kept per size and core; further ones go back to the
+/// The most bytes of free blocks that are kept per size and core; further ones go back to the
 /// allocator.
 const FREE_BYTES_MAX: usize = 8 << 20;
 const FREE_BLOCKS_MAX: usize = 1_024;

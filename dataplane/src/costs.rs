@@ -38,7 +38,7 @@ use crate::sys::{bind, cpu, steering};
 /// How long one thing is measured.
 const MEASURED: Duration = Duration::from_millis(200);
 
-/// Repetitions between two looks at the clock.
+/// Repetitions between two readings of the clock.
 const CHUNK: u32 = 256;
 
 /// Number of cores of the machine that the measurements are about.

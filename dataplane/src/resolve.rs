@@ -26,7 +26,7 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Name {
     host: String,
     port: u16,
-    /// Where the name stands in the configuration, for messages.
+    /// The place of the name in the configuration, for messages.
     setting: &'static str,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
@@ -41,13 +41,14 @@ pub(crate) struct Name {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Say {
     Nothing,
-    /// It fails; this many attempts have failed in a row.
+    /// The attempt has failed; this many attempts have failed in a row.
     Fails(u32),
-    /// It works again.
+    /// The attempt has succeeded after others had failed.
     Works,
 }
 
-/// When a failure is worth a line: the first one at once, then one a minute, and the end of it.
+/// Decides which failures are worth a line: the first one at once, then one a minute, and the end
+/// of it.
 #[derive(Debug, Default)]
 struct Complaints {
     failures: u32,
@@ -123,8 +124,8 @@ impl Name {
         self.addresses.store(Arc::new(addresses.to_vec()));
     }
 
-    /// Resolves the name now. True if there is an answer with an address; the last such answer is
-    /// kept while the resolver fails. Failures are logged, at most once a minute.
+    /// Resolves the name now. Returns true if there is an answer with an address; the last such
+    /// answer is kept while the resolver fails. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {
         if self.literal {
             return true;

@@ -71,7 +71,7 @@ const IDLE_CALLS_PER_SECOND: f64 = 100.0;
 /// Packets that each side may send in a second whatever it carries.
 const IDLE_SENDS_PER_SECOND: f64 = 10.0;
 
-/// How long work goes on between two looks at what has been done.
+/// How long work goes on between two readings of the counters of what has been done.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// This only ends a test that hangs.

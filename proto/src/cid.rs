@@ -18,11 +18,11 @@ pub const CID_LEN: usize = 12;
 /// The random bytes of a connection id.
 pub const CID_RANDOM_LEN: usize = CID_LEN - 1;
 
-/// Where the destination connection id starts in a packet with a long header (RFC 8999 section
+/// The offset of the destination connection id in a packet with a long header (RFC 8999 section
 /// 5.1).
 pub const LONG_HEADER_DCID_OFFSET: usize = 6;
 
-/// Where the destination connection id starts in a packet with a short header (RFC 8999 section
+/// The offset of the destination connection id in a packet with a short header (RFC 8999 section
 /// 5.2).
 pub const SHORT_HEADER_DCID_OFFSET: usize = 1;
 

@@ -42,7 +42,7 @@ pub struct OpenHeader {
     pub visitor: SocketAddr,
     /// The traffic address that the visitor connected to.
     pub traffic: SocketAddr,
-    /// When the server accepted the visitor, in microseconds since the Unix epoch.
+    /// The time at which the server accepted the visitor, in microseconds since the Unix epoch.
     pub opened_at_us: u64,
 }
 

@@ -199,7 +199,7 @@ door=127.0.0.1:$first
 name_of=(web git wiki dns game mail shop voip vpn rooms)
 protocol_of=(tcp tcp tcp udp both tcp tcp udp both both)
 count_of=(1 1 1 1 1 1 1 1 1 100)
-# Of the visitors, and of the services: service 9 is a range.
+# The ports of visitors and of services; service 9 is a range.
 for number in 0 1 2 3 4 5 6 7 8 9; do
     echo "${name_of[number]} ${protocol_of[number]} $((first + 1 + number)) $((first + 120 + number)) ${count_of[number]}"
 done >places
@@ -243,7 +243,7 @@ add() { # name services: as a user types it, with >>server.toml
 }
 add nas "$of_nas"
 add lab "$of_lab"
-# What is left to be edited by hand: a range of ports.
+# One thing has to be edited by hand: a range of ports.
 range=$(awk '$1 == "rooms" { print $4 }' places)
 run sed -i "s/^port = $range\$/port = \"$range-$((range + 99))\"/" lab.toml
 sed -n '/^\[\[server.clients/,$p' server.toml

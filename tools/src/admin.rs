@@ -18,17 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are read: the status of thousands of services has some MB.
 const ANSWER_BYTES_MAX: u64 = 32 << 20;
 
-/// Most header lines of an answer: the endpoint sends five.
+/// The most header lines of an answer: the endpoint sends five.
 const HEADERS_MAX: usize = 64;
 
 /// The program to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Asked {
-    /// Where its admin endpoint is, as in dp.toml: "127.0.0.1:9600" or
+    /// The address of the process's admin endpoint, as in dp.toml: "127.0.0.1:9600" or
     /// "unix:/run/qmux-dp/admin.sock".
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// Its config, which says where its admin endpoint is.
+    /// The config of the process, which names its admin endpoint.
     #[arg(long, value_name = "dp.toml", required_unless_present = "admin")]
     config: Option<PathBuf>,
 }

@@ -7,7 +7,7 @@ use qmux_config::certs::{Authority, AuthorityError};
 
 use crate::failure::Failure;
 
-/// Largest certificate or key file, in bytes: a hundred times what one takes.
+/// The largest certificate or key file, in bytes: a hundred times what one takes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The CA of `ca.crt` and `ca.key` in `dir`.

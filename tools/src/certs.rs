@@ -1,4 +1,4 @@
-//! `qmux-ctl certs`: a fresh CA and what it issues.
+//! `qmux-ctl certs`: makes a new CA, and the certificates of a server and of a client.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// A DNS name or IP address under which clients dial the server; may be given several times.
     #[arg(long = "server-name", value_name = "NAME", required = true)]
     server_names: Vec<String>,
-    /// The directory for the six files; it is made if need be.
+    /// The directory for the six files; it is created if it does not exist.
     #[arg(long, value_name = "DIR", default_value = "certs")]
     out: PathBuf,
     /// How long the certificates are valid.
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Make a new certificate in the place of one that ends, by the same CA and with the same key.
+    /// Replace a certificate that expires with a new one from the same CA and with the same key.
     Renew(renew::Args),
 }
 

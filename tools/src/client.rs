@@ -22,7 +22,7 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Add {
-    /// What the client is called, in its certificate and at the server.
+    /// The name of the client, in its certificate and at the server.
     #[arg(value_name = "NAME", value_parser = authority::client_name)]
     name: String,
     /// Where the client dials the server.

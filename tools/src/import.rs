@@ -8,7 +8,7 @@ use qmux_config::import::{self, ImportError};
 use crate::failure::Failure;
 use crate::output::{self, Readers};
 
-/// Largest YAML, in bytes: a thousand times what anybody writes.
+/// The largest YAML, in bytes: a thousand times what anybody writes.
 const YAML_BYTES_MAX: u64 = 4 << 20;
 
 #[derive(Debug, clap::Args)]

@@ -17,7 +17,7 @@ pub enum Error {
     /// A program ended before it should have.
     #[error("{name} ended too early; its last lines:\n{log}")]
     Ended {
-        /// Which one.
+        /// The name of the program.
         name: String,
         /// The end of its log.
         log: String,
@@ -35,12 +35,12 @@ pub enum Error {
     /// What a program printed is not what was expected.
     #[error("{what}: {problem}")]
     Output {
-        /// Whose output.
+        /// The name of the program whose output it is.
         what: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// It went wrong in a way of its own.
+    /// Any other failure, with its own text.
     #[error("{0}")]
     Failed(String),
 }

@@ -1,9 +1,9 @@
 //! How a program is started.
 //!
-//! A child dies with this process, however that ends: `setpriv --pdeathsig KILL` sets that up and
-//! becomes the program itself, under the same process id. The kernel ties it to the *thread* that
-//! started the child, so that children must be started by a thread that lives as long as they
-//! shall.
+//! A child is killed when this process ends, for whatever reason: `setpriv --pdeathsig KILL`
+//! arranges that, and then executes the program under the same process id. The kernel sends the
+//! signal when the *thread* that started the child ends (prctl(2), PR_SET_PDEATHSIG), so children
+//! must be started by a thread that outlives them.
 
 use std::ffi::OsString;
 use std::io;
@@ -25,10 +25,10 @@ pub struct Where {
 /// Starts a child from a command.
 type Spawn = fn(Command) -> io::Result<Child>;
 
-/// How to start a program, again and again if need be.
+/// How to start a program, as often as needed.
 #[derive(Clone, Debug)]
 pub struct Launch {
-    /// What errors call it.
+    /// The name of the program in errors.
     pub name: String,
     program: PathBuf,
     args: Vec<OsString>,
@@ -71,7 +71,7 @@ impl Launch {
         self
     }
 
-    /// Runs it there.
+    /// Runs the program on these CPUs and in this network namespace.
     #[must_use]
     pub fn at(mut self, place: Where) -> Self {
         if !place.cpus.is_empty() {
@@ -84,27 +84,27 @@ impl Launch {
         }
     }
 
-    /// Runs it, with all that it is run by so far, by another program that becomes it or keeps its
-    /// process id.
+    /// Runs the program under another one, which is put before those that were added so far. The
+    /// other program must execute it in its own place, so that the process id stays the same.
     #[must_use]
     pub fn under<A: Into<OsString>>(mut self, words: impl IntoIterator<Item = A>) -> Self {
         self.under.splice(..0, words.into_iter().map(Into::into));
         self
     }
 
-    /// Has its children started by this function, which knows a thread that outlives them.
+    /// Starts the children with this function, which uses a thread that outlives them.
     #[must_use]
     pub fn spawned_by(mut self, spawn: Spawn) -> Self {
         self.spawn = spawn;
         self
     }
 
-    /// Its arguments.
+    /// The arguments of the program.
     pub fn arguments(&self) -> &[OsString] {
         &self.args
     }
 
-    /// The command as one would type it, without what only ties it to this process.
+    /// The command as one would type it, without the `setpriv` that ties the child to this process.
     pub fn command_line(&self) -> String {
         let words = self.under.iter().map(|it| it.to_string_lossy());
         let words = words.chain([self.program.to_string_lossy()]);
@@ -112,7 +112,7 @@ impl Launch {
         words.collect::<Vec<_>>().join(" ")
     }
 
-    /// The child to be, with pipes for its output.
+    /// The command that starts the child, with pipes for its output.
     pub fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
         command
@@ -127,23 +127,23 @@ impl Launch {
         command
     }
 
-    /// A child of a command that was made of [`command`](Self::command).
+    /// Starts a child from a command that [`command`](Self::command) has made.
     pub fn spawn(&self, command: Command) -> Result<Child, Error> {
         (self.spawn)(command).map_err(Error::io(format!("starting {}", self.name)))
     }
 
-    /// Starts it.
+    /// Starts the program.
     pub fn start(&self) -> Result<Program, Error> {
         Program::start(self.clone())
     }
 
-    /// Runs it to its end and returns what it wrote to standard output, whether it succeeded or
-    /// not. One that does not end within `limit` is killed.
+    /// Runs the program to its end and returns what it wrote to standard output, whether it
+    /// succeeded or not. A program that does not end within `limit` is killed.
     pub fn output(&self, limit: Duration) -> Result<String, Error> {
         Ok(self.run(limit)?.output)
     }
 
-    /// The same of one that must succeed.
+    /// Like [`output`](Self::output), but a program that fails is an error.
     pub fn succeed(&self, limit: Duration) -> Result<String, Error> {
         let ended = self.run(limit)?;
         if ended.succeeded {
@@ -152,7 +152,7 @@ impl Launch {
         Err(ended.into_error(&self.name))
     }
 
-    /// Runs it to its end. One that does not end within `limit` is killed.
+    /// Runs the program to its end. A program that does not end within `limit` is killed.
     pub fn run(&self, limit: Duration) -> Result<Ended, Error> {
         let mut program = self.start()?;
         let Some(status) = program.wait_for_end(limit)? else {
@@ -170,14 +170,15 @@ impl Launch {
     }
 }
 
-/// The directory of the present program, where the others of the same build are.
+/// The directory of this program, which also has the other programs of the same build.
 pub fn own_directory() -> PathBuf {
     let own = std::env::current_exe().ok();
     own.and_then(|it| Some(it.parent()?.to_owned()))
         .unwrap_or_default()
 }
 
-/// Where a program of this name is: in `PATH`, or where daemons live, which is not on everybody's.
+/// Finds a program by its name, in `PATH` or in the directories of daemons, which are not in every
+/// user's `PATH`.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let daemons = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);

@@ -1,8 +1,8 @@
-//! What measurements and end-to-end tests both stand on: programs that cannot outlive who started
-//! them, ports that are free, the counters that programs log.
+//! The parts that measurements and end-to-end tests share: programs that cannot outlive the process
+//! that started them, ports that are free, the counters that programs log.
 //!
-//! Nothing here knows how a tunnel works: it speaks only contracts (command lines, log lines,
-//! sockets). Everything returns an error; what a failure means is for the caller to say.
+//! Nothing here knows how a tunnel works: this crate uses only contracts (command lines, log lines,
+//! sockets). Every function returns its error, and the caller decides what a failure means.
 
 #![forbid(unsafe_code)]
 

@@ -14,13 +14,14 @@ use rand::RngExt as _;
 
 use crate::Error;
 
-/// Below it are the ports of well-known programs.
+/// The lowest port that is given out. Below it are the ports of well-known programs.
 const LOWEST: u16 = 10_000;
 
-/// Where the kernel's range of outgoing connections cannot be read: its default.
+/// The kernel's default for the lowest port of outgoing connections, used where the range cannot be
+/// read.
 const OUTGOING_LOWEST_DEFAULT: u16 = 32_768;
 
-/// So many ports in a row that are taken mean that something else is wrong.
+/// The most ports that are tried: if this many in a row are taken, something else is wrong.
 const TRIES_MAX: usize = 10_000;
 
 /// A port that is free for TCP and UDP on this address, and that nobody else of this process gets.

@@ -17,13 +17,13 @@ const LINES_QUOTED: usize = 12;
 /// Lines of its log that are printed if whoever has it panics, as a test that fails does.
 const LINES_ON_PANIC: usize = 100;
 
-/// How often the end of a child is looked for.
+/// The time between two checks whether a child has ended.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How long a program may take to listen that does not say when it does.
+/// The time within which a program must listen if it does not say when it does.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Who wrote a line.
+/// The origin of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The program, to standard output.
@@ -75,7 +75,7 @@ struct Log {
 #[derive(Default)]
 struct Lines {
     all: Vec<(Source, String)>,
-    /// Where the lines of the present run start.
+    /// The index at which the lines of the present run start.
     run: usize,
     /// Pipes that are still open.
     reading: usize,
@@ -154,7 +154,7 @@ impl Program {
         &self.launch
     }
 
-    /// Its process id.
+    /// The program's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -243,7 +243,7 @@ impl Program {
         Ok(())
     }
 
-    /// Its exit status, if it has ended.
+    /// The program's exit status, if it has ended.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>, Error> {
         if self.ended.is_none() {
             let waiting = Error::io(format!("waiting for {}", self.launch.name));

@@ -17,7 +17,7 @@ pub enum LinkError {
         /// What would help.
         remedy: &'static str,
     },
-    /// A profile makes no sense.
+    /// A profile cannot be emulated.
     #[error("the {direction} profile cannot be emulated: {source}")]
     Profile {
         /// Of which direction.

@@ -38,18 +38,18 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Whether every packet disappears without a word.
+    /// Whether every packet is dropped silently.
     pub fn set_black_hole(&self, on: bool) {
         self.hole.store(on, Ordering::Relaxed);
     }
 
-    /// The probability of each packet to be lost, beside what the profile says.
+    /// The probability that a packet gets lost, in addition to the loss of the profile.
     pub fn set_loss(&self, p: f64) {
         self.loss.store(millionths(p), Ordering::Relaxed);
     }
 
-    /// The probability of each UDP packet to arrive with one wrong bit, and with a checksum that
-    /// does not show it: otherwise the receiving kernel would make a loss of it.
+    /// The probability that a UDP packet arrives with one wrong bit, and with a checksum that does
+    /// not show it: otherwise the receiving kernel would drop the packet.
     pub fn set_corruption(&self, p: f64) {
         self.corrupt.store(millionths(p), Ordering::Relaxed);
     }
@@ -71,7 +71,7 @@ impl Faults {
         self.corrupted.load(Ordering::Relaxed)
     }
 
-    /// Does to an IP packet from `side` what is switched on. False if it disappears.
+    /// Does to an IP packet from `side` what is switched on. Returns false if it disappears.
     pub(super) fn let_pass(&self, packet: &mut [u8], side: Side, rng: &mut impl Rng) -> bool {
         let passes = !self.hole.load(Ordering::Relaxed)
             && !draw(&self.loss, rng)
@@ -118,7 +118,7 @@ fn draw(share: &AtomicU32, rng: &mut impl Rng) -> bool {
     share > 0 && rng.random_ratio(share, MILLION)
 }
 
-/// Turns one bit of a UDP packet's payload. False if it has none.
+/// Turns one bit of a UDP packet's payload. Returns false if it has none.
 fn corrupt(packet: &mut [u8], rng: &mut impl Rng) -> bool {
     let Some(datagram) = udp(packet) else {
         return false;

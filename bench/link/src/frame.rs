@@ -2,20 +2,22 @@
 
 use tun_rs::{ExpandBuffer, VIRTIO_NET_HDR_LEN};
 
-/// Room in front of the packet, for the header that tells the kernel about segments.
+/// Bytes in front of the packet, for the header that tells the kernel about segments
+/// (virtio_net_hdr).
 pub(super) const FRAME_OFFSET: usize = VIRTIO_NET_HDR_LEN;
 
-/// The longest packet there is in IP: what the kernel hands over and takes as segments in one
-/// piece.
+/// The longest IP packet, in bytes: the kernel hands over and takes segments in pieces of this
+/// size.
 pub(super) const PACKET_BYTES_MAX: usize = 65_535;
 
-/// What a coalesced frame may need; tun-rs asks for the offset twice.
+/// The bytes that a coalesced frame may need; tun-rs asks for the offset twice.
 const CAPACITY_MAX: usize = 2 * FRAME_OFFSET + PACKET_BYTES_MAX;
 
 /// Buffers that grew beyond this by coalescing are not kept.
 const KEPT_CAPACITY_MAX: usize = 16 * 1024;
 
-/// How many buffers wait for use: more than a batch, so that a steady stream allocates nothing.
+/// The most buffers that are kept for use: more than a batch, so that a steady stream allocates
+/// nothing.
 const KEPT_FRAMES_MAX: usize = 4_096;
 
 /// A packet with room for a header in front of it. It tells tun-rs that it may grow, and grows when
@@ -53,7 +55,7 @@ impl ExpandBuffer for Frame {
 
     fn buf_extend_from_slice(&mut self, src: &[u8]) {
         if self.0.capacity() < self.0.len() + src.len() {
-            // Once, rather than in doublings.
+            // The buffer grows once, rather than by doubling several times.
             self.0.reserve_exact(CAPACITY_MAX - self.0.len());
         }
         self.0.extend_from_slice(src);

@@ -1,14 +1,15 @@
-//! A delay that wanders.
+//! Jitter: a delay that changes slowly.
 //!
-//! An independent draw per packet would be wrong twice: in order, a dense stream would see the
-//! largest of many draws all the time; out of order, it would be a test of reordering. So the
-//! deviation moves on straight lines between random points, which is how the delay of a radio link
-//! or of somebody else's queue looks from outside, and its mean is zero.
+//! A delay drawn independently for each packet would be wrong in either case: if packets stayed in
+//! order, all packets of a dense stream would have the largest of many draws; if not, the link
+//! would test reordering. So the deviation is interpolated linearly between random points, as the
+//! delay of a radio link or of a queue shared with others behaves, and its mean is zero.
 
 use rand::{Rng, RngExt};
 
-/// A line spans this many amplitudes, so it falls by at most half of the time that passes: packets
-/// get closer to each other, up to twice as close, and never overtake.
+/// The time between two random points, in amplitudes. The deviation thus falls by at most half of
+/// the time that passes: packets get closer to each other, at most twice as close, and never
+/// overtake.
 const SPAN_AMPLITUDES: u64 = 4;
 
 /// The deviation from the delay, in nanoseconds over time.
@@ -41,13 +42,13 @@ impl Jitter {
         }
     }
 
-    /// The deviation at a time that is not before the last one asked for.
+    /// The deviation at `now`, which must not be before the `now` of the previous call.
     pub(super) fn deviation(&mut self, now: u64, rng: &mut impl Rng) -> i64 {
         if self.amplitude == 0 {
             return 0;
         }
         while self.to.at <= now {
-            // After a long silence nobody knows where the line was.
+            // If no packet came for longer than a span, the line starts anew at a random point.
             self.from = if now - self.to.at > self.span {
                 self.draw(now, rng)
             } else {
@@ -58,7 +59,7 @@ impl Jitter {
         let rise = i128::from(self.to.deviation - self.from.deviation);
         let run = i128::from(self.to.at - self.from.at);
         let step = rise * i128::from(now - self.from.at) / run;
-        // Between the two deviations, so it fits.
+        // The result lies between the two deviations, so the step fits into 64 bits.
         self.from.deviation + step as i64
     }
 
@@ -101,8 +102,8 @@ mod tests {
                 sum += deviation;
             }
             let mean = sum / STEPS as i64;
-            // A thousand points: the mean of the deviations lies within a few hundredths of the
-            // amplitude.
+            // With a thousand random points, the mean of the deviations lies within a few
+            // hundredths of the amplitude.
             assert!(
                 mean.unsigned_abs() < AMPLITUDE / 10,
                 "mean {mean}, seed {seed}"

@@ -1,4 +1,5 @@
-//! The bottleneck: when a packet has left the line, or that there is no room for it.
+//! The bottleneck of a link: it says when a packet has left the line, or that the packet is dropped
+//! because there is no room for it.
 
 use super::profile::{Profile, QueueLimit};
 
@@ -10,7 +11,7 @@ const BITS_PER_BYTE: u64 = 8;
 pub(super) enum Line {
     /// Packets pass at once.
     Unlimited,
-    /// One packet after the other, each for its length divided by the rate.
+    /// Packets pass one after the other, each for its length divided by the rate.
     Serial(Serial),
     /// Packets pass at once while there are tokens.
     Policer(Policer),
@@ -36,7 +37,8 @@ impl Line {
         }
     }
 
-    /// When a packet that arrives `now` has left the line; `None` if there is no room for it.
+    /// The time at which a packet that arrives at `now` has left the line; `None` if there is no
+    /// room for the packet.
     pub(super) fn pass(&mut self, now: u64, bytes: usize) -> Option<u64> {
         let bytes = bytes as u64;
         match self {
@@ -52,10 +54,11 @@ impl Line {
 pub(super) struct Serial {
     rate_bits_per_s: u64,
     queue_bytes: u64,
-    /// When the last bit of what was taken so far leaves. It holds the whole state of the queue:
-    /// nothing has to be simulated between two packets.
+    /// The time at which the last bit of the packets taken so far leaves. It is the whole state of
+    /// the queue, so nothing has to be simulated between two packets.
     free_at: u64,
-    /// What the division by the rate left over, so that a rate is exact for small packets too.
+    /// The remainder of the last division by the rate, which the next one adds, so that the rate is
+    /// exact for small packets too.
     remainder: u64,
 }
 
@@ -74,7 +77,7 @@ impl Serial {
         Some(self.free_at)
     }
 
-    /// What is still to be sent, with the rest of the packet on the line.
+    /// The bytes that are still to be sent, with the rest of the packet that is on the line.
     fn backlog_bytes(&self, now: u64) -> u64 {
         let busy = u128::from(self.free_at - now);
         let bytes =
@@ -83,7 +86,8 @@ impl Serial {
     }
 }
 
-/// Tokens are bits times nanoseconds per second: so they come in without any rounding.
+/// The price of a byte in tokens. A token is a billionth of a bit, so the tokens that come in are
+/// nanoseconds times bits per second, without any rounding.
 const TOKENS_PER_BYTE: u64 = BITS_PER_BYTE * NANOS_PER_S;
 
 /// A token bucket.

@@ -4,7 +4,7 @@ use rand::{Rng, RngExt};
 
 use super::profile::Loss;
 
-/// The loss of one direction.
+/// Decides which packets of one direction get lost.
 #[derive(Debug)]
 pub(super) struct LossProcess {
     loss: Loss,
@@ -13,7 +13,7 @@ pub(super) struct LossProcess {
 }
 
 impl LossProcess {
-    /// A good link.
+    /// Begins with a good link, outside of a burst.
     pub(super) fn new(loss: Loss) -> Self {
         Self { loss, bad: false }
     }

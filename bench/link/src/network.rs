@@ -20,8 +20,8 @@ use super::stats::{DirectionStats, Stats};
 /// The interface of each host; only the namespace tells the two apart.
 const DEVICE: &str = "link0";
 
-/// The hosts' addresses. No packet with them leaves the two namespaces, so that every network can
-/// have the same.
+/// The hosts' addresses. No packet with them leaves the two namespaces, so every network can have
+/// the same addresses.
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 const PREFIX_BITS: u8 = 30;
 
@@ -52,14 +52,14 @@ impl Side {
 }
 
 /// Two network namespaces with a link between them, as long as this value lives. Each has a
-/// loopback interface of its own too. There is no way out of them, neither to this machine nor to
-/// the world.
+/// loopback interface of its own too. They have no route to this machine or to any other network.
 ///
-/// Dropping it ends every process in the namespaces and removes them. What a killed process left
-/// behind is removed by the next [`Network::new`].
+/// Dropping the value kills every process in the namespaces, and then removes the namespaces. The
+/// next [`Network::new`] removes what a killed process has left behind.
 #[derive(Debug)]
 pub struct Network {
-    // In the order of dropping: the router lets go of the devices before the namespaces go.
+    // The fields are dropped in this order: the router closes the devices before the namespaces are
+    // removed.
     router: Router,
     namespaces: [Namespace; 2],
     faults: Arc<Faults>,
@@ -71,8 +71,8 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// A profile that makes no sense, [`LinkError::Unsupported`] without the rights or the kernel
-    /// for it, or what the system refused.
+    /// A profile that cannot be emulated; [`LinkError::Unsupported`] if the process lacks the
+    /// privileges, or the kernel the features; or the error of a system call.
     pub fn new(
         left_to_right: Profile,
         right_to_left: Profile,
@@ -120,7 +120,7 @@ impl Network {
         })
     }
 
-    /// A command that runs on a host, with the process id that it gets being the program's own.
+    /// A command that runs `program` on a host. The process id of its child is the program's own.
     pub fn command(&self, side: Side, program: impl AsRef<OsStr>) -> Command {
         let mut command = ip_command();
         command
@@ -153,12 +153,12 @@ impl Network {
         self.namespaces[side as usize].name()
     }
 
-    /// What goes wrong on the link, to be switched by whoever asks.
+    /// The faults of the link, which the caller may switch on and off.
     pub fn faults(&self) -> &Arc<Faults> {
         &self.faults
     }
 
-    /// What the link did so far.
+    /// The statistics of the link so far.
     ///
     /// # Errors
     ///
@@ -191,8 +191,8 @@ impl Network {
     }
 }
 
-/// The packets that [`DEVICE`] did not take, from the table of proc_pid_net(5): eight columns of
-/// receiving, then those of transmitting, of which the fourth are drops.
+/// The number of packets that [`DEVICE`] did not take, from the table of proc_pid_net(5): it has
+/// eight columns for receiving and then those for transmitting, of which the fourth has the drops.
 fn transmit_drops(table: &str) -> Option<u64> {
     let line = table.lines().find_map(|line| {
         let (name, counters) = line.split_once(':')?;
@@ -227,12 +227,12 @@ fn open_device(mtu: u16) -> io::Result<SyncDevice> {
     Ok(device)
 }
 
-/// Of the network of this thread, so that a link carries and counts nothing but what it was built
-/// for.
+/// Switches IPv6 off in the network namespace of this thread, so that the link carries and counts
+/// no packets (router solicitations, for example) but those of the programs.
 fn disable_ipv6() -> io::Result<()> {
     let switch = Path::new("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     match fs::write(switch, "1") {
-        // A kernel without IPv6.
+        // This kernel has no IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }

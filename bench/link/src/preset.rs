@@ -8,13 +8,13 @@ use super::profile::{Loss, Profile, QueueLimit};
 /// right is "down".
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
-    /// What it is called on a command line.
+    /// The name of the link on a command line.
     pub name: &'static str,
-    /// What it stands for, in one line.
+    /// The kind of link that it stands for, in one line.
     pub summary: &'static str,
-    /// Towards the access line.
+    /// The direction towards the access line.
     pub left_to_right: Profile,
-    /// From the access line.
+    /// The direction from the access line.
     pub right_to_left: Profile,
 }
 
@@ -25,7 +25,7 @@ impl Preset {
     }
 }
 
-/// The names that [`preset`] knows, with what they stand for.
+/// The names that [`preset`] knows, with the kinds of link that they stand for.
 ///
 /// The figures are those of ordinary links of the kind, rounded; none is a measurement of a certain
 /// network. Delays are one way: a ping takes both.

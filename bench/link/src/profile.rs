@@ -12,14 +12,16 @@ pub const MTU_BYTES_DEFAULT: u16 = 1_500;
 /// IPv6 needs 1,280 bytes.
 const MTU_BYTES_MIN: u16 = 1_280;
 
-/// Slower than any link of today, and a packet still passes within some seconds.
+/// The lowest rate of a profile. It is slower than any link of today, and a packet still passes
+/// within some seconds.
 const RATE_BITS_PER_S_MIN: u64 = 1_000;
 
-/// Above this no emulated link makes sense here, and the arithmetic of the line stays within 64
-/// bits.
+/// The highest rate of a profile. No emulated link needs more, and up to this rate the arithmetic
+/// of the line stays within 64 bits.
 const RATE_BITS_PER_S_MAX: u64 = 100_000_000_000;
 
-/// Longer than a path over a geostationary satellite, there and back, by far.
+/// The longest one-way delay of a profile. It is far longer than a round trip over a geostationary
+/// satellite.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
 /// The smallest default queue. A sender with segmentation offload hands over 64 KiB at once, and
@@ -30,34 +32,34 @@ const QUEUE_BYTES_MIN: u64 = 128 * 1024;
 /// bounds it.
 pub(super) const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// By how much a packet of [`Profile::reorder`] is ahead unless the profile says something else:
-/// about the time that a Wi-Fi retransmission holds its followers up.
+/// How much earlier a reordered packet arrives unless the profile says something else: about the
+/// time for which a Wi-Fi retransmission delays the packets behind it.
 const REORDER_AHEAD_DEFAULT: Duration = Duration::from_millis(1);
 
 /// One direction of a link. Rates, queues and the MTU count bytes of IP packets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
-    /// How fast the line is; `None`: as fast as this machine.
+    /// The rate of the line; `None` for a line as fast as this machine.
     pub rate_bits_per_s: Option<u64>,
-    /// From the end of the line to the other side, one way.
+    /// The one-way delay from the end of the line to the other side.
     pub delay: Duration,
     /// The delay wanders between `delay - jitter` and `delay + jitter`, slowly enough to keep
     /// packets in order.
     pub jitter: Duration,
-    /// Packets that get lost behind the line: they have used its time.
+    /// Which packets get lost. They get lost behind the line, so they have used its time.
     pub loss: Loss,
-    /// The probability of a packet to overtake those before it.
+    /// The probability that a packet overtakes those before it.
     pub reorder: f64,
-    /// How much earlier such a packet arrives, at most by its delay. It overtakes what was sent
-    /// less than that before it.
+    /// How much earlier a packet that overtakes arrives, at most by its delay. It overtakes the
+    /// packets that were sent less than this time before it.
     pub reorder_ahead: Duration,
-    /// The probability of a packet to arrive twice.
+    /// The probability that a packet arrives twice.
     pub duplicate: f64,
     /// The largest packet that passes.
     pub mtu: u16,
-    /// Hosts do not know the MTU: their interface has [`MTU_BYTES_DEFAULT`] and larger packets
-    /// disappear without a word, as behind a firewall that drops ICMP. Otherwise the interface has
-    /// the MTU of the link.
+    /// Hosts do not know the MTU: their interface has [`MTU_BYTES_DEFAULT`] and larger packets are
+    /// dropped silently, as behind a firewall that drops ICMP. Otherwise the interface has the MTU
+    /// of the link.
     pub mtu_hidden: bool,
     /// What happens to packets that arrive faster than the line takes them.
     pub queue: QueueLimit,
@@ -66,21 +68,22 @@ pub struct Profile {
 /// How packets get lost.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
-    /// Not at all.
+    /// No packet gets lost.
     None,
-    /// Each on its own, with this probability.
+    /// Each packet gets lost with this probability, independently of the others.
     Random {
         /// The probability.
         p: f64,
     },
-    /// In bursts (Gilbert and Elliott): the link is good or bad, and a bad link loses packets.
+    /// Packets get lost in bursts (the Gilbert-Elliott model): the link is good or bad, and a bad
+    /// link loses packets.
     Bursts {
-        /// The probability of a good link to turn bad, per packet.
+        /// The probability that a good link turns bad, per packet.
         p_enter: f64,
-        /// The probability of a bad link to turn good, per packet; the inverse of a burst's mean
+        /// The probability that a bad link turns good, per packet; the inverse of a burst's mean
         /// length.
         p_leave: f64,
-        /// The probability of a packet to be lost while the link is bad.
+        /// The probability that a packet gets lost while the link is bad.
         p_loss: f64,
     },
 }
@@ -100,12 +103,12 @@ impl Loss {
     }
 }
 
-/// What waits in front of the line.
+/// How many packets may wait in front of the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueLimit {
     /// A queue of rate × two delays, at least 128 KiB; packets that do not fit are dropped.
     BandwidthDelayProduct,
-    /// A queue of so many bytes.
+    /// A queue of this many bytes.
     Bytes(u64),
     /// No queue: packets pass at once while tokens last and are dropped otherwise, as by a
     /// provider's policer.
@@ -115,7 +118,7 @@ pub enum QueueLimit {
     },
 }
 
-/// A profile that makes no sense.
+/// A profile that cannot be emulated: one of its fields has a value that is not allowed.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[error("{field} is {value}; allowed is {allowed}")]
 pub struct ProfileError {
@@ -176,11 +179,11 @@ impl Profile {
         }
     }
 
-    /// Whether the profile can be emulated.
+    /// Checks that the profile can be emulated.
     ///
     /// # Errors
     ///
-    /// The first field that makes no sense.
+    /// The first field with a value that is not allowed.
     pub fn check(&self) -> Result<(), ProfileError> {
         for (field, p) in self.probabilities() {
             let allowed = &"a probability from 0 to 1";
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_makes_no_sense_is_named_with_what_is_allowed() {
+    fn an_error_names_the_field_its_value_and_what_is_allowed() {
         let cases = [
             (
                 Profile {
@@ -348,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_lose_their_share_of_the_bad_times() {
+    fn the_mean_loss_of_bursts_is_the_loss_in_the_share_of_time_that_the_link_is_bad() {
         let loss = Loss::Bursts {
             p_enter: 0.01,
             p_leave: 0.09,

@@ -1,8 +1,7 @@
 //! The threads that carry packets from one device to the other, one for each direction.
 //!
-//! A thread sleeps until a packet comes or one is due. Nothing is shared between the two
-//! directions, and the only lock is that of the numbers that somebody may ask for, taken once per
-//! turn.
+//! A thread sleeps until a packet comes or one is due. The two directions share nothing. The only
+//! lock of a direction guards its statistics, which another thread may ask for.
 
 use std::fs;
 use std::io;
@@ -33,8 +32,8 @@ use super::stats::Tally;
 /// The router works in steps of a twentieth of the delay, within these bounds. Packets that are due
 /// within a step leave together with the one that is due now, and a device that has just been
 /// emptied is left alone for a step, as network cards do with their interrupts. Waking up for each
-/// packet would cost a processor at a gigabit per second, and wake-ups themselves are some tens of
-/// microseconds late.
+/// packet would take a whole processor at a gigabit per second, and wake-ups themselves are some
+/// tens of microseconds late.
 const STEP_MIN: Duration = Duration::from_micros(20);
 const STEP_MAX: Duration = Duration::from_micros(100);
 const STEPS_PER_DELAY: u32 = 20;
@@ -46,17 +45,17 @@ const WRITE_PACKETS_MAX: usize = 128;
 /// read is one packet or one piece of up to 64 KiB.
 const READS_PER_TURN_MAX: usize = 16;
 
-/// Into how many packets the kernel's largest piece may be cut: 64 KiB of TCP at the smallest MTU
-/// are 53, and UDP takes at most 128 segments (`UDP_MAX_SEGMENTS`).
+/// The most packets that one piece from the kernel is cut into: 64 KiB of TCP are 53 at the
+/// smallest MTU, and UDP has at most 128 segments (`UDP_MAX_SEGMENTS`).
 const SEGMENTS_MAX: usize = 256;
 
-/// The lowest realtime priority. The router comes before the programs that it serves: a link that
-/// waits for its users' processor time is not the link that was asked for. A nice value would not
-/// do, because it does not reach beyond the session where the kernel groups processes by session
-/// (sched(7), autogroup).
+/// The lowest realtime priority. With it the router runs before the programs whose packets it
+/// carries: a link that waits until they leave it a processor is slower than its profile says. A
+/// nice value would not do, because it does not reach beyond the session where the kernel groups
+/// processes by session (sched(7), autogroup).
 const REALTIME_PRIORITY: u8 = 1;
 
-/// How long a device that fails is left alone.
+/// The pause after a read from a device has failed.
 const FAILURE_PAUSE: Duration = Duration::from_millis(1);
 
 /// One direction of the link.
@@ -70,7 +69,7 @@ pub(super) struct Direction {
     pub(super) faults: Arc<Faults>,
 }
 
-/// Both directions, running.
+/// The running threads of both directions.
 #[derive(Debug)]
 pub(super) struct Router {
     threads: Vec<RouterThread>,
@@ -102,7 +101,7 @@ impl Router {
         Ok(router)
     }
 
-    /// The numbers of a direction.
+    /// The statistics of a direction.
     pub(super) fn tally(&self, direction: usize) -> MutexGuard<'_, Tally> {
         lock(&self.threads[direction].tally)
     }
@@ -119,11 +118,12 @@ impl Router {
 
 impl Drop for Router {
     fn drop(&mut self) {
-        // The counter of an event descriptor cannot overflow by one write, and nothing else fails.
+        // The counter of an event descriptor cannot overflow by one write, and nothing else can
+        // fail.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         for thread in &mut self.threads {
             if let Some(handle) = thread.handle.take() {
-                // Its panic has been printed where it happened.
+                // A panic of the thread has been printed already.
                 let _ = handle.join();
             }
         }
@@ -146,8 +146,8 @@ fn start_thread(
         .name("link".into())
         .spawn(move || {
             let tid = gettid();
-            // It only makes the link more precise, and how precise that is will be seen in its
-            // lateness.
+            // Realtime priority and the timer's slack only make the link more precise. Without them
+            // it works, and its measured lateness shows what is missing.
             let _ = become_realtime();
             let _ = set_current_timer_slack(NonZeroU64::new(1));
             let path = format!("/proc/self/task/{}/schedstat", tid.as_raw_nonzero());
@@ -173,7 +173,7 @@ fn become_realtime() -> Result<(), thread_priority::Error> {
     )
 }
 
-/// What one thread works with.
+/// The state of one thread.
 struct Carrier {
     side: Side,
     faults: Arc<Faults>,
@@ -185,26 +185,26 @@ struct Carrier {
     rng: StdRng,
     tally: Arc<Mutex<Tally>>,
     failed_packets: u64,
-    /// Where the kernel's pieces are read to, and the packets that they are cut into.
+    /// The buffer that the kernel's pieces are read into, and the packets that they are cut into.
     piece: Vec<u8>,
     segments: Vec<Frame>,
     segment_bytes: Vec<usize>,
-    /// The packets that leave together, with the table that merges them to pieces again.
+    /// The packets that leave together, with the table that merges them into pieces again.
     leaving: Vec<Frame>,
     merge: GROTable,
     pool: FramePool,
 }
 
-/// How a device was left by reading.
+/// The state of a device after it was read from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Device {
-    /// It had nothing.
+    /// There was nothing to read.
     Silent,
-    /// It had packets and has no more.
+    /// There were packets, and all of them have been read.
     Emptied,
-    /// It may have more.
+    /// There may be more packets.
     Busy,
-    /// It failed.
+    /// A read failed.
     Failed,
 }
 
@@ -269,8 +269,8 @@ impl Carrier {
         Some(next.saturating_sub(self.now()))
     }
 
-    /// Waits for the end, the time, and from a silent device for a packet. Returns whether it is
-    /// the end.
+    /// Waits until somebody writes to `stop`, until `pause` is over, or, if the device was silent,
+    /// until a packet comes. Returns whether the thread must stop.
     fn wait(&self, stop: &OwnedFd, device: Device, pause: Option<Duration>) -> bool {
         let timeout = pause.map(|pause| Timespec {
             // A pause ends with a departure, which is at most some tens of seconds away.
@@ -282,12 +282,12 @@ impl Carrier {
             PollFd::from_borrowed_fd(self.from.as_fd(), PollFlags::IN),
         ];
         let count = if device == Device::Silent { 2 } else { 1 };
-        // An interrupted wait is a short one.
+        // A signal that interrupts the wait only makes it shorter.
         let _ = poll(&mut descriptors[..count], timeout.as_ref());
         !descriptors[0].revents().is_empty()
     }
 
-    /// Puts what the sending side has sent on the link.
+    /// Reads the packets that the sending side has sent, and puts them on the link.
     fn read(&mut self) -> Device {
         let mut left = Device::Silent;
         for _ in 0..READS_PER_TURN_MAX {
@@ -326,7 +326,7 @@ impl Carrier {
         }
     }
 
-    /// Writes packets that are due. Returns whether no more are.
+    /// Writes packets that are due. Returns whether no other packet is due.
     fn release_due(&mut self) -> bool {
         let now = self.now();
         let tally = Arc::clone(&self.tally);
@@ -338,8 +338,8 @@ impl Carrier {
             tally.record_lateness(now.saturating_sub(next.due));
             self.leaving.push(next.packet);
             if next.reordered {
-                // Merging would put it back to where it was, because it joins what follows in a
-                // stream.
+                // A reordered packet is written before the next one is added: merging joins
+                // consecutive packets of a stream, and so would undo the reordering.
                 self.write();
             }
         }

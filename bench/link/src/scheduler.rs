@@ -1,4 +1,4 @@
-//! When each packet leaves the link, and which never do.
+//! Decides when each packet leaves the link, and which packets never do.
 //!
 //! A packet passes, in this order: the MTU, the queue and the line, loss, the delay with its
 //! jitter, then perhaps reordering and duplication. The scheduler knows neither a clock nor a
@@ -65,7 +65,7 @@ pub struct Counters {
 /// again.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dropped<P> {
-    /// Why.
+    /// Why the packet was dropped.
     pub cause: DropCause,
     /// The packet.
     pub packet: P,
@@ -74,11 +74,11 @@ pub struct Dropped<P> {
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DropCause {
-    /// It got lost behind the line.
+    /// The packet got lost behind the line.
     Loss,
     /// The queue in front of the line was full, or the policer had no tokens.
     Queue,
-    /// It is larger than the MTU.
+    /// The packet is larger than the MTU.
     Mtu,
 }
 
@@ -87,7 +87,7 @@ pub enum DropCause {
 pub struct Leaving<P> {
     /// The packet.
     pub packet: P,
-    /// When it was to leave.
+    /// The time at which the packet was due to leave.
     pub due: Duration,
     /// Whether it overtook others: nobody may put it back into order.
     pub reordered: bool,
@@ -134,7 +134,7 @@ impl<P: Clone> Scheduler<P> {
     ///
     /// # Errors
     ///
-    /// The profile makes no sense.
+    /// The profile cannot be emulated.
     pub fn new(profile: Profile) -> Result<Self, ProfileError> {
         profile.check()?;
         Ok(Self {
@@ -182,7 +182,7 @@ impl<P: Clone> Scheduler<P> {
         Ok(())
     }
 
-    /// When the packet has left the line, or why it never does.
+    /// The time at which the packet has left the line, or the reason why it never does.
     fn pass_line(&mut self, bytes: usize, rng: &mut impl Rng) -> Result<u64, DropCause> {
         if bytes > usize::from(self.profile.mtu) {
             self.counters.dropped_by_mtu_packets += 1;
@@ -203,7 +203,8 @@ impl<P: Clone> Scheduler<P> {
         Ok(left_line)
     }
 
-    /// When a packet that has left the line arrives, and whether it overtakes another one.
+    /// The time at which a packet that has left the line arrives, and whether it overtakes another
+    /// one.
     fn departure(&mut self, left_line: u64, rng: &mut impl Rng) -> (u64, bool) {
         let deviation = self.jitter.deviation(left_line, rng);
         // The jitter is not larger than the delay.
@@ -256,7 +257,7 @@ impl<P: Clone> Scheduler<P> {
         })
     }
 
-    /// When the next packet leaves the link.
+    /// The time at which the next packet leaves the link.
     pub fn next_departure(&self) -> Option<Duration> {
         let Reverse(next) = self.on_link.peek()?;
         Some(Duration::from_nanos(next.at))

@@ -1,8 +1,8 @@
-//! Measures the link emulator against what was asked of it, from programs and sockets at its two
+//! Compares the link emulator with what its profiles ask for, from programs and sockets at its two
 //! ends.
 //!
 //! It needs root rights, /dev/net/tun and `ip`; where they are missing each test says so and ends,
-//! as it does if `QMUX_LINK_LEFT_OUT` is set: most of a minute goes by here, waiting for packets.
+//! as it does if `QMUX_LINK_LEFT_OUT` is set: these tests wait for packets for most of a minute.
 //! Run it with `--nocapture` to see what was measured.
 
 #![expect(
@@ -28,15 +28,14 @@ const SEED: u64 = 20_240_611;
 const MBIT: f64 = 1e6;
 const UDP_AND_IP_HEADER_BYTES: usize = 28;
 
-/// A flood is over when no packet comes for so long: longer than a busy machine keeps a thread
+/// A flood is over when no packet comes for this long: longer than a busy machine keeps a thread
 /// waiting.
 const FLOOD_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Measurements of one machine one after the other: beside each other they would measure the
-/// scheduler.
+/// Makes the tests measure one after the other: at the same time they would measure the scheduler.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 struct Bench {
@@ -135,20 +134,21 @@ impl Bench {
     }
 }
 
-/// What came of a flood.
+/// The result of a flood.
 struct Flood {
     /// The packets' numbers as they arrived.
     numbers: Vec<u64>,
-    /// From the first to the last.
+    /// The time from the first packet to the last.
     duration: Duration,
 }
 
-/// What a sender that was kept waiting sends at once: a small part of the interface's queue, and
-/// more than a busy machine makes of a pause at the rates here.
+/// The most packets that a sender that was kept waiting sends at once: a small part of the
+/// interface's queue, and more than becomes due, at the rates here, while a busy machine keeps the
+/// sender waiting.
 const BURST_MAX: u64 = 2_000;
 
-/// Those due by now, and the start to count from: what is more than a burst behind is put off
-/// rather than made up for.
+/// The number of packets that are due by now, and the start to count from: packets that are more
+/// than a burst behind are put off rather than sent at once.
 fn due(started: &mut Instant, now: Instant, packets_per_s: u64, sent: u64) -> u64 {
     let elapsed = now.duration_since(*started).as_nanos();
     let due = (elapsed * u128::from(packets_per_s) / 1_000_000_000) as u64;
@@ -189,7 +189,7 @@ fn receive_all(socket: &UdpSocket) -> Flood {
     let mut buffer = [0; 2_000];
     let mut numbers = Vec::new();
     let (mut first, mut last) = (None, None);
-    // The first packet may be some delay away.
+    // The first packet may take as long as the delay.
     while let Ok(bytes) = socket.recv(&mut buffer) {
         assert!(bytes >= 8);
         numbers.push(u64::from_be_bytes(buffer[..8].try_into().unwrap()));
@@ -215,7 +215,8 @@ fn round_trip(bench: &Bench, pings: u64) -> Duration {
         scope.spawn(|| {
             let mut buffer = [0; 64];
             while !over.load(Ordering::SeqCst) {
-                // A timeout: the ping got lost, and the next one comes after the pinger's.
+                // The receive has timed out: the ping got lost, and the next one comes after the
+                // pinger's timeout.
                 if let Ok((bytes, source)) = echo.recv_from(&mut buffer) {
                     echo.send_to(&buffer[..bytes], source).unwrap();
                 }
@@ -236,7 +237,7 @@ fn ping(socket: &UdpSocket, number: u64) -> Option<Duration> {
     socket.send(&number.to_be_bytes()).unwrap();
     let mut buffer = [0; 64];
     loop {
-        // An error is the timeout: the ping or its echo got lost.
+        // An error is a timeout: the ping or its echo got lost.
         socket.recv(&mut buffer).ok()?;
         if buffer[..8] == number.to_be_bytes() {
             return Some(sent.elapsed());
@@ -276,7 +277,7 @@ fn asked_for_200_mbit_20_ms_and_1_percent_it_delivers_each() {
     let flood = bench.flood(Side::Left, 1_472, 20_833, 62_500);
     let bits = (flood.numbers.len() - 1) as f64 * 1_500.0 * 8.0;
     let rate = bits / flood.duration.as_secs_f64() / MBIT;
-    // What is lost has used the line.
+    // Packets that get lost have used the line.
     within_5_percent("rate behind the loss in Mbit/s", rate, 200.0);
     within_5_percent("rate of the line in Mbit/s", rate / 0.99, 200.0);
 
@@ -356,7 +357,7 @@ fn reordered_and_duplicated_packets_arrive_as_counted() {
         packets + counters.duplicated_packets
     );
     assert!(interface + socket < packets / 50, "too few to measure");
-    // Of what the socket dropped some may have been one of two.
+    // Some of the packets that the socket dropped may have been one of two duplicates.
     assert!(arrived + interface <= packets && packets <= arrived + interface + socket);
     let duplicates = all - arrived;
     assert!(duplicates <= counters.duplicated_packets);
@@ -437,7 +438,7 @@ fn what_is_sent_as_segments_crosses_the_link_as_packets() {
         let bytes = receiver.recv(&mut buffer).unwrap();
         assert!(buffer[..bytes] == *packet);
     }
-    // They are published after the packets have left.
+    // The counters are published after the packets have left.
     let deadline = Instant::now() + PATIENCE;
     while bench.stats().left_to_right.counters.delivered_packets < PACKETS as u64 {
         assert!(
@@ -452,7 +453,7 @@ fn what_is_sent_as_segments_crosses_the_link_as_packets() {
     assert_eq!(counters.delivered_packets, PACKETS as u64);
 }
 
-/// A byte that tells its position.
+/// A byte that depends on its position.
 fn pattern(position: usize) -> u8 {
     (position.wrapping_mul(0x9e37_79b9) >> 16) as u8
 }
@@ -575,7 +576,7 @@ fn a_fast_line_is_never_faster_than_asked() {
             goodput / asked * 100.0
         );
         print_stats(&bench.stats());
-        // How much of it the machine reaches is its own affair.
+        // How much of the rate is reached depends on the machine, and is not judged.
         assert!(goodput < asked * 1.05);
     }
 }
@@ -597,7 +598,7 @@ fn nothing_stays_behind_not_even_after_a_panic() {
         .arg("1000")
         .spawn()
         .unwrap();
-    // It is in the namespace once its program runs.
+    // The process is in the namespace once its program runs.
     while fs::read_to_string(format!("/proc/{}/comm", sleeper.id())).unwrap() != "sleep\n" {
         thread::sleep(ms(1));
     }

@@ -1,4 +1,4 @@
-//! The command line: qmux-dp's, and `--tuned`.
+//! The command line, which is that of qmux-dp with `--tuned` in addition.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

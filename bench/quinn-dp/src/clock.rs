@@ -1,4 +1,5 @@
-//! A clock that fits into an atomic: milliseconds since the program first asked for the time.
+//! A clock whose time fits into an atomic integer: milliseconds since the program first asked for
+//! the time.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// When something last happened.
+/// The time at which something last happened.
 #[derive(Debug)]
 pub(crate) struct LastSeen(AtomicU64);
 
@@ -20,12 +21,13 @@ impl LastSeen {
         Self(AtomicU64::new(now_ms()))
     }
 
-    /// It happened at `now_ms`, from [`now_ms`]: a batch of packets asks the clock once.
+    /// Notes that it happened at `now_ms`. The caller passes the time from [`now_ms()`], so that a
+    /// batch of packets reads the clock once.
     pub(crate) fn set(&self, now_ms: u64) {
         self.0.store(now_ms, Ordering::Relaxed);
     }
 
-    /// How long ago it was.
+    /// The time since it last happened.
     pub(crate) fn age(&self) -> Duration {
         Duration::from_millis(now_ms().saturating_sub(self.0.load(Ordering::Relaxed)))
     }

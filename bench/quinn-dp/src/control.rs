@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use crate::lane::{self, Lane};
 
-/// When to give signs of life, and how long to wait for them.
+/// The interval at which to give signs of life, and how long to wait for them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
     pub(crate) heartbeat_interval: Duration,

@@ -33,20 +33,21 @@ pub(crate) const REASSEMBLY_LIMITS: Limits = Limits {
     age_max: Duration::from_secs(1),
 };
 
-/// How often one unknown flow is reported, and how many are in that time.
+/// The shortest time between two reports of one unknown flow, and the most unknown flows that are
+/// reported in that time.
 const UNKNOWN_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const UNKNOWN_REPORTS_MAX: usize = 256;
 
 /// Why a packet did not go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotSent {
-    /// Larger than one datagram, and fragmentation is off or does not help.
+    /// The packet is larger than one datagram, and fragmentation is off or does not help.
     TooLarge,
     /// The lane is gone or takes no datagrams.
     LaneClosed,
 }
 
-/// Who a flow is about, told to the peer until it has shown that it knows the flow.
+/// The visitor of a flow, which the peer is told until it has shown that it knows the flow.
 pub(crate) type Introduction = Option<SocketAddr>;
 
 /// Sends packets on lanes.
@@ -184,7 +185,7 @@ pub(crate) async fn receive(
         });
         match ready.await {
             Some(Ok(datagram)) => batch.push(datagram),
-            // The end of the lane is found again by the next call.
+            // The next call finds the end of the lane again.
             Some(Err(_)) | None => break,
         }
     }

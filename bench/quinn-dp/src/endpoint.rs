@@ -1,4 +1,4 @@
-//! QUIC endpoints: the sockets below quinn and what it is told about them.
+//! The QUIC endpoints of quinn: their sockets and their configuration.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -15,16 +15,17 @@ use crate::cid::CoreConnectionIds;
 use crate::gso_socket::GsoSocket;
 use crate::transport::Settings;
 
-/// What the endpoints of a server have in common.
+/// The configuration that all endpoints of a server share.
 pub(crate) struct QuicServer {
     config: ServerConfig,
-    /// What stateless resets are computed with (RFC 9000 section 10.3).
+    /// The key from which stateless reset tokens are computed (RFC 9000, section 10.3).
     reset_key: Arc<dyn HmacKey>,
 }
 
 impl QuicServer {
-    /// The reset key follows from the private key and thus survives a restart: a client of the run
-    /// before learns with its next packet that its lane is gone, rather than by its idle timeout.
+    /// The reset key is derived from the private key and so survives a restart: a client of the
+    /// previous run learns from the answer to its next packet that its lane is gone, rather than
+    /// from its idle timeout.
     pub(crate) fn new(tls: QuicServerConfig, private_key: &[u8], settings: &Settings) -> Self {
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(settings.server());
@@ -37,7 +38,7 @@ impl QuicServer {
     }
 }
 
-/// Binds the socket of an endpoint, or that of UDP visitors.
+/// Binds a UDP socket, for an endpoint or for UDP visitors.
 pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -52,7 +53,7 @@ pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSo
     Ok(socket.into())
 }
 
-/// Gives a UDP socket the buffers of the setting.
+/// Gives the buffers of a UDP socket the size from the settings.
 pub(crate) fn set_buffers(socket: &Socket, settings: &Settings) {
     if let Some(bytes) = settings.socket_buffer_bytes() {
         for result in [
@@ -66,7 +67,7 @@ pub(crate) fn set_buffers(socket: &Socket, settings: &Settings) {
     }
 }
 
-/// The server's endpoint on a socket from [`bind`]. Call it on the runtime.
+/// The server's endpoint on a socket from [`bind`]. It must be called within the Tokio runtime.
 pub(crate) fn server(
     socket: UdpSocket,
     server: &QuicServer,
@@ -78,7 +79,8 @@ pub(crate) fn server(
     start(endpoint, Some(server.config.clone()), socket, settings)
 }
 
-/// The client's endpoint. It reaches IPv4 and IPv6 servers, unless the host has no IPv6.
+/// The client's endpoint. Its socket has the address family of `server`, because the host may have
+/// no IPv6.
 pub(crate) fn client(settings: &Settings, server: SocketAddr) -> io::Result<Endpoint> {
     let address: SocketAddr = match server {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),

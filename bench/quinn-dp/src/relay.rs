@@ -1,13 +1,14 @@
-//! A TCP flow: one socket, one stream, two pumps. The same on both sides of the tunnel.
+//! A TCP flow: one socket, one stream, two pumps. It works in the same way on both sides of the
+//! tunnel.
 //!
 //! Each pump moves bytes one way with back-pressure end to end. FIN maps to `shutdown(SHUT_WR)` and
 //! back in each direction on its own. A socket's reset becomes RESET_STREAM and STOP_SENDING, and
 //! these become a reset of the other socket, so that the far side never sees a clean end with bytes
 //! missing.
 //!
-//! The pumps are tasks of their own, so that the two directions can run on two threads and the
-//! waking of one does not poll the other. What a pump leaves undone when it is dropped, its guard
-//! resets: quinn alone would finish the stream.
+//! The pumps are tasks of their own, so that the two directions can run on two threads and waking
+//! one does not poll the other. A pump that is dropped before its direction is over resets the
+//! stream: quinn alone would finish it.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -41,7 +42,7 @@ const BYTES_PER_TURN: usize = 512 << 10;
 pub(crate) enum FlowEnd {
     /// Both directions came to their end.
     Completed,
-    /// Reset, and why.
+    /// The flow was reset, for this reason.
     Reset(FlowError),
 }
 
@@ -53,10 +54,10 @@ enum PumpEnd {
     Aborted(FlowError),
 }
 
-/// What the pumps and their guards share.
+/// The state that the pumps and [`ResetUnlessDone`] share.
 struct Shared {
     socket: TcpStream,
-    /// What the peer is told of a direction that is given up: a code of [`FlowError`].
+    /// The code of the [`FlowError`] with which a direction is reset or stopped.
     reason: AtomicU64,
     /// Bytes that our socket sent may be lost, so it must not see a clean end.
     stopped: AtomicBool,
@@ -105,14 +106,14 @@ pub(crate) async fn run(
 
 /// Gives up a stream in both directions.
 pub(crate) fn refuse(send: &mut SendStream, recv: &mut Receiver, error: FlowError) {
-    // A direction may be over already.
+    // This fails if the direction is over already.
     let _over = send.reset(code(error));
     recv.stop(error);
 }
 
-/// Has a socket reset its connection when it is closed.
+/// Makes a socket reset its connection when it is closed (`SO_LINGER` with a time of zero).
 pub(crate) fn reset_on_close(socket: &TcpStream) {
-    // A socket that refuses is gone already.
+    // This fails only if the connection is gone already.
     let _gone = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
@@ -153,7 +154,7 @@ struct Inward {
 impl Drop for Inward {
     fn drop(&mut self) {
         let reason = FlowError::from_code(self.shared.reason.load(Ordering::Relaxed));
-        // A finished stream of which everything was acknowledged stays finished.
+        // This does nothing if the stream is finished and all of it was acknowledged.
         let _finished = self.stream.reset(code(reason));
     }
 }
@@ -193,7 +194,7 @@ impl Inward {
                     moved = 0;
                     tokio::select! {
                         biased;
-                        // An error is found again by the read that follows.
+                        // The read that follows finds the same error.
                         _ready = socket.readable() => {}
                         stopped = &mut stopped => return Err(self.stop_sending(stopped.is_ok())),
                     }
@@ -204,10 +205,11 @@ impl Inward {
         if self.stream.finish().is_err() {
             return Err(self.stop_sending(true));
         }
-        // Until the peer has everything: the lane must not close before.
+        // The pump waits until the peer has everything, because the lane must not close before
+        // that.
         match stopped.await {
             Ok(None) => Ok(PumpEnd::DirectionOver),
-            // The peer wants no more. What it had not taken is lost.
+            // The peer has stopped the stream. Bytes that it has not read are lost.
             Ok(Some(_)) => Err(self.stop_sending(true)),
             Err(_) => Err(self.stop_sending(false)),
         }
@@ -221,8 +223,8 @@ impl Inward {
         self.stop_sending(matches!(error, WriteError::Stopped(_)))
     }
 
-    /// The peer's socket does not take what ours sends; what it has sent still comes through. Or
-    /// the lane is gone.
+    /// If the lane is open, the peer has stopped the stream, because its socket takes no more: the
+    /// other direction goes on. If the lane is gone, both directions end.
     fn stop_sending(&self, lane_open: bool) -> PumpEnd {
         if lane_open {
             self.shared.stopped.store(true, Ordering::Relaxed);
@@ -284,7 +286,7 @@ impl Outward {
                     }
                 }
                 Ok(None) => {
-                    // A socket that is gone already is found by the other pump.
+                    // If the connection is gone already, the other pump notices.
                     let _gone = SockRef::from(socket).shutdown(Shutdown::Write);
                     return Ok(PumpEnd::DirectionOver);
                 }
@@ -299,7 +301,7 @@ impl Outward {
 
 /// Writes all pieces and frees each as soon as it is written. Returns how many bytes there were.
 ///
-/// An error means that the socket takes no more; what it has sent may still be there to read.
+/// An error means that the socket takes no more bytes; there may still be bytes from it to read.
 async fn write_all(socket: &TcpStream, pieces: &mut [Bytes]) -> Result<usize, PumpEnd> {
     let mut moved = 0;
     let mut first = 0;
@@ -323,7 +325,7 @@ async fn write_all(socket: &TcpStream, pieces: &mut [Bytes]) -> Result<usize, Pu
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // An error is found again by the write that follows.
+                // The write that follows finds the same error.
                 let _ready = socket.writable().await;
             }
             Err(_) => return Err(PumpEnd::DirectionOver),

@@ -1,4 +1,4 @@
-//! The wish to stop: the first SIGTERM or SIGINT starts draining, the second one exits at once.
+//! Shutdown by signals: the first SIGTERM or SIGINT starts draining, the second one exits at once.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 pub(crate) struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// Listens for signals. Call it on the runtime.
+    /// Listens for signals. It must be called within the Tokio runtime.
     pub(crate) fn on_signals() -> io::Result<Self> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -27,7 +27,7 @@ impl Shutdown {
                     std::process::exit(i32::from(crate::EXIT_FAILED));
                 }
                 info!("draining; a second signal exits at once");
-                // Without a receiver everything has ended already.
+                // This fails if there is no receiver: then everything has ended already.
                 let _ended = stop.send(true);
             }
         });
@@ -36,7 +36,7 @@ impl Shutdown {
 
     /// Waits until draining starts.
     pub(crate) async fn started(&mut self) {
-        // The sender lives until the second signal.
+        // This never fails, because the sender lives until the second signal.
         let _gone = self.0.wait_for(|stopping| *stopping).await;
     }
 

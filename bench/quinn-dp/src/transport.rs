@@ -18,9 +18,9 @@
 //! | datagram buffers | 1.25 MB, 1 MB | 8 MB, 4 MB | bursts of UDP wait rather than get lost |
 //! | socket buffers | the system's | 4 MB | as qmux-dp |
 //!
-//! What was tried and made no difference beyond the noise on loopback (1.2 to 1.4 CPU seconds per
-//! GB, both ends): smaller send windows, acknowledging every tenth packet (quinn's ACK_FREQUENCY).
-//! Packets of 8,186 bytes cost about 5 % more than those of 16,373.
+//! Two settings made no difference beyond the noise on loopback (1.2 to 1.4 CPU seconds per GB,
+//! both ends): smaller send windows, and acknowledging every tenth packet (quinn's ACK_FREQUENCY).
+//! Packets of 8,186 bytes cost about 5 % more CPU time than those of 16,373.
 //!
 //! quinn's BBR is version 1, which quinn calls experimental. It was seen to get stuck at 20 Mbit/s
 //! on loopback, and otherwise to vary by a factor of three between runs; compare with
@@ -44,11 +44,11 @@ const PACKET_BYTES_MAX: u16 = 16_373;
 const _: () = assert!(PACKET_BYTES_MAX as usize * 4 <= SEND_BYTES_MAX);
 
 /// How soon a larger packet is tried after a burst of losses, which quinn takes for a path that no
-/// longer carries large packets. On a busy loopback such bursts are full buffers; at 1,200 bytes a
-/// lane is three times slower.
+/// longer carries large packets. On a busy loopback such bursts come from full buffers; with
+/// packets of 1,200 bytes a lane is three times slower.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(1);
 
-/// Bytes of datagrams that wait for the program, and that wait to be sent.
+/// Bytes of received datagrams that wait for the program, and of datagrams that wait to be sent.
 const DATAGRAM_RECEIVE_BYTES: usize = 8 << 20;
 const DATAGRAM_SEND_BYTES: usize = 4 << 20;
 
@@ -98,12 +98,12 @@ impl Settings {
         self.tuned.then_some(SOCKET_BUFFER_BYTES)
     }
 
-    /// For the server, where clients open the control stream and nothing else.
+    /// The settings of the server's connections, on which clients open only the control stream.
     pub(crate) fn server(&self) -> Arc<TransportConfig> {
         Arc::new(self.transport(VarInt::from_u32(CONTROL_STREAMS)))
     }
 
-    /// For the client, where the server opens a stream for each flow.
+    /// The settings of the client's connections, on which the server opens a stream for each flow.
     pub(crate) fn client(&self) -> Arc<TransportConfig> {
         Arc::new(self.transport(varint(self.quic.max_incoming_streams)))
     }

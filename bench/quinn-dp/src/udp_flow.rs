@@ -85,7 +85,7 @@ impl UdpFlow {
     }
 }
 
-/// Who knows a lane's flows.
+/// Finds the flows of a lane.
 pub(crate) trait FindFlow {
     /// The flow of a datagram.
     fn find_flow(&self, header: &Header<'_>) -> impl Future<Output = Option<Arc<UdpFlow>>> + Send;

@@ -1,8 +1,8 @@
 //! `qmux-bench attack`: what honest visitors and the machine notice while strangers attack.
 //!
-//! A pair of server and client carries honest requests and UDP questions all the time. Before,
-//! during and after an attack the round trips, failures, memory and descriptors are noted. What is
-//! attacked is a tunnel that this program has started itself, on loopback or in network namespaces
+//! A pair of server and client carries honest requests and UDP questions all the time. The round
+//! trips, failures, memory and descriptors are recorded before, during and after an attack. The
+//! attack is on a tunnel that this program has started itself, on loopback or in network namespaces
 //! of its own.
 
 mod honest;
@@ -25,21 +25,22 @@ use crate::harness::tunnel::Tunnel;
 use crate::load::wire::{self, Command};
 use honest::Honest;
 
-/// Between two looks at memory and descriptors.
+/// The time between two samples of memory and descriptors.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Datagrams of strangers between two pauses, and the pause: some 10,000 a second.
+/// The number of datagrams from strangers between two pauses, and the length of a pause: some
+/// 10,000 datagrams per second.
 const SOURCES_PER_BURST: usize = 100;
 const SOURCE_PAUSE: Duration = Duration::from_millis(10);
 
-/// What a visitor reads before it stops.
+/// The bytes that a visitor reads before it stops reading.
 const READ_BEFORE_STOPPING: u64 = 20 << 20;
 
-/// Visitors who read at a time, and for how long one waits for bytes.
+/// The number of visitors that read at the same time, and how long one waits for bytes.
 const READERS: usize = 20;
 const READ_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Parts of the names of counters that tell what attacks do.
+/// Parts of the names of the counters that are printed, because they show the effects of attacks.
 const COUNTED: [&str; 6] = [
     "dropped",
     "refused",
@@ -54,7 +55,7 @@ const COUNTED: [&str; 6] = [
 enum Kind {
     /// One datagram of one byte from each of many UDP sources.
     Sources,
-    /// Visitors over 40 ms who read 20 MiB each and then stop reading.
+    /// Visitors with a round trip of 40 ms that read 20 MiB each and then stop reading.
     Stalled,
 }
 
@@ -71,7 +72,7 @@ pub(crate) struct Args {
     /// Cores of each side
     #[arg(long, value_name = "N", default_value_t = 1)]
     cores: usize,
-    /// Seconds before the attack, while it is held, and after it
+    /// Seconds of each phase: before, during and after the attack
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     seconds: f64,
     /// Memory of flows of each side, as in `[limits] memory`
@@ -96,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     );
     let honest = Honest::start(tunnel.visit);
     let hold = || thread::sleep(Duration::from_secs_f64(args.seconds));
-    // What exists once is there before anything is noted.
+    // Within a second the tunnel allocates what it needs only once, before anything is recorded.
     thread::sleep(Duration::from_secs(1));
     let _ = honest.take();
     during("before", &tunnel, &honest, hold);
@@ -137,7 +138,7 @@ fn long_way() -> Preset {
     }
 }
 
-/// Returns what must stay for the attack to go on.
+/// Starts the attack. Returns the connections that must stay open for it to go on.
 fn attack(args: &Args, visit: SocketAddr) -> Vec<TcpStream> {
     match args.kind {
         Kind::Sources => {
@@ -148,13 +149,13 @@ fn attack(args: &Args, visit: SocketAddr) -> Vec<TcpStream> {
     }
 }
 
-/// One byte from each of so many sources: addresses of loopback, some ports of each.
+/// Sends one byte from each of `count` sources: loopback addresses, with some ports of each.
 fn one_datagram_each(visit: SocketAddr, count: usize) {
     for source in 0..count {
         let number = u32::try_from(source % 10_000).unwrap_or_default();
         let [_, _, high, low] = number.to_be_bytes();
         let from = Ipv4Addr::new(127, 77, high, low.max(1));
-        // A port that is taken is one source fewer.
+        // If no port can be bound, there is one source fewer.
         if let Ok(socket) = UdpSocket::bind((from, 0)) {
             let _lost = socket.send_to(b"x", visit);
         }
@@ -187,8 +188,8 @@ fn readers_who_stop(visit: SocketAddr, count: usize) -> Vec<TcpStream> {
     stopped
 }
 
-/// Runs `phase`, and prints what was noticed meanwhile: of memory and descriptors the largest
-/// values of each side.
+/// Runs `phase`, and prints what was measured in the meantime: of memory and descriptors, the
+/// largest values of each side.
 fn during<T>(name: &str, tunnel: &Tunnel, honest: &Honest, phase: impl FnOnce() -> T) -> T {
     let sides = [Role::Server, Role::Client].map(|role| tunnel.pid(role).unwrap_or(0));
     let over = AtomicBool::new(false);

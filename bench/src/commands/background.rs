@@ -18,7 +18,7 @@ use crate::load::service::Service;
 /// How long the first visitor may take to get through a new tunnel.
 pub(crate) const WORKS_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a visitor sleeps before it looks whether it is to stop.
+/// How long a visitor sleeps before it checks whether it is to stop.
 const STEP: Duration = Duration::from_millis(100);
 
 /// Failures that are kept in words.

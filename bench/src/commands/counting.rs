@@ -1,4 +1,5 @@
-//! Units of work that are counted rather than timed: by system calls, by instructions.
+//! Measurements that count something per unit of work, such as system calls or instructions, rather
+//! than the time that it takes.
 
 use std::thread;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use crate::load::bulk::Way;
 use crate::load::standing::{Standing, Work};
 use crate::load::udp_source::Stream;
 
-/// A kind of work, what one unit of it is called, and how many of the load's own units that is.
+/// The name of a unit of work, the kind of work, and how many of the load's own units make one.
 pub(crate) type Unit = (String, Work, f64);
 
-/// Datagrams of each size, so many per second.
+/// A unit for datagrams of each size, `rate` of them per second.
 pub(crate) fn datagrams<'a>(
     sizes: &'a [usize],
     rate: u32,
@@ -38,22 +39,24 @@ pub(crate) fn bytes(name: &str, shown: f64) -> [Unit; 2] {
     ways.map(|(way, to)| (format!("{name} to the {to}"), Work::Bulk(way), shown))
 }
 
-/// A load that works while something is counted, and stands still when that begins and ends.
+/// A load that runs while something is counted, and is idle when the counting begins and ends.
 pub(crate) struct Counting<'a> {
     session: &'a Session<'a>,
     load: Standing<'a>,
-    /// How many of the load's units are one that is shown.
+    /// How many of the load's own units make one unit of the result.
     shown: f64,
     measure: Duration,
     settle: Duration,
 }
 
-/// What was counted of each process of the tunnel, in how many units, and the metrics of the whole.
+/// For each process of the tunnel, what was counted and over how many units; then the metrics of
+/// the whole measurement.
 type Counted<T> = (Vec<(Role, T, f64)>, Vec<(&'static str, f64)>);
 
 impl<'a> Counting<'a> {
-    /// Warms up. What the load has left to do when it stands still (the last acknowledgements, the
-    /// ends of flows) is done and counted within `settle`.
+    /// Starts the load and warms up. Each time the load stops, `settle` is the time for what it
+    /// leaves to do (the last acknowledgements, the ends of flows), so that this is counted as
+    /// well.
     pub(crate) fn start(
         session: &'a Session<'a>,
         (work, shown): (Work, f64),
@@ -88,7 +91,7 @@ impl<'a> Counting<'a> {
         Ok(done as f64 / self.shown)
     }
 
-    /// Works while each process of the tunnel is counted.
+    /// Runs the load while a counter is attached to each process of the tunnel.
     pub(crate) fn count<C, T>(
         &mut self,
         attach: impl Fn(&Metered) -> Result<C>,

@@ -41,7 +41,7 @@ const SESSION_TIMEOUT: &str = "session_timeout = \"3s\"";
 /// How long the last flows may take to go, the UDP flows' timeout included.
 const LEFT_OVER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a disturbance looks whether its moment has come.
+/// How often a disturbance checks whether its moment has come.
 const POLL: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug, clap::Args)]
@@ -240,7 +240,7 @@ fn disturb(
     }
 }
 
-/// Where the programs' books do not balance, and what did not end by itself.
+/// The counters of the programs that do not agree with each other, and what did not end by itself.
 fn unbalanced(farewell: &Farewell) -> Vec<String> {
     let mut wrong = Vec::new();
     for (side, counters) in farewell.sides() {

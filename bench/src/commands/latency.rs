@@ -35,7 +35,7 @@ const METRICS: &[Metric] = &[
     higher("bulk_gbit_s", "bulk Gbit/s", 2),
 ];
 
-/// Sends messages for a period, so many per second if they do not wait for each other.
+/// Sends messages for a period, at this rate per second if they do not wait for each other.
 type Send = fn(SocketAddr, Period, u32) -> io::Result<Times>;
 
 fn ping_pong(visit: SocketAddr, period: Period, _rate: u32) -> io::Result<Times> {

@@ -13,7 +13,7 @@ use crate::load::latency::Period;
 
 use crate::commands::path::Path;
 
-/// Measured if nothing else is asked for, as far as they are there.
+/// The tunnels that are measured if nothing else is asked for, as far as they are installed.
 const TUNNELS_DEFAULT: &str = "raw quinn-dp quinn-dp-tuned qmux-dp rathole rathole-noise";
 
 #[derive(Clone, Debug, clap::Args)]

@@ -19,7 +19,7 @@ pub(crate) enum Path {
     Link(Box<Link>),
 }
 
-/// A known link, perhaps with changes, and what it is called then.
+/// A known link, perhaps with changes, and its name with these changes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Link {
     pub(crate) name: String,
@@ -27,7 +27,7 @@ pub(crate) struct Link {
 }
 
 impl Path {
-    /// Sets it up. The calling thread must be the one that starts everything else.
+    /// Sets the path up. The calling thread must be the one that starts everything else.
     pub(crate) fn open(&self) -> Result<Place> {
         match self {
             Self::Loopback => Ok(Place::loopback()),

@@ -116,7 +116,7 @@ fn page(template: &str, results: &Results) -> Result<String> {
 struct Directive<'a> {
     kind: &'a str,
     name: &'a str,
-    /// Which metrics of a report, in this order; of a table alone.
+    /// The metrics of a report, in this order; only a table has them.
     metrics: Vec<&'a str>,
     command: &'a str,
 }

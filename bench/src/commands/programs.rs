@@ -100,7 +100,7 @@ fn measure(
     })
 }
 
-/// As long as was asked for, for a program that takes whole seconds.
+/// The duration in whole seconds, rounded up, for a program that takes no fractions.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs_f64().ceil().max(1.0) as u64
 }

@@ -33,7 +33,8 @@ const LOST_PERCENT_MAX: f64 = 0.1;
 /// Where the search begins, in packets per second.
 const RATE_FIRST: f64 = 10_000.0;
 
-/// A tunnel that does not even carry so few carries none.
+/// The rate, in packets per second, at which the search gives up: a tunnel that does not carry this
+/// few carries none.
 const RATE_LAST: f64 = 10.0;
 
 /// The search ends when the rate that passes and the one that does not are as near to each other as
@@ -50,8 +51,8 @@ const TRIAL: Duration = Duration::from_millis(600);
 /// limit.
 const TRIES: usize = 2;
 
-/// How often the rate that was found is lowered if it does not hold for the whole measurement, and
-/// by how much.
+/// The most times that the rate that was found is lowered if it does not hold for the whole
+/// measurement, and the factor by which it is lowered.
 const LOWERED_MAX: usize = 5;
 const LOWERED_BY: f64 = 0.9;
 
@@ -169,7 +170,8 @@ fn judge(delivery: &Delivery, rate: f64) -> Trial {
 mod tests {
     use super::*;
 
-    /// A tunnel that carries so many packets per second, and a source that sends so many.
+    /// Searches with a tunnel that carries `tunnel` packets per second, and a source that sends up
+    /// to `source`.
     fn found(tunnel: f64, source: f64) -> (f64, bool) {
         let result = search(|rate| {
             Ok(if rate > source && source <= tunnel {

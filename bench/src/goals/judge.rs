@@ -24,7 +24,7 @@ fn missed(verdict: Verdict) -> Verdict {
     verdict.map(|(_, found)| (false, found))
 }
 
-/// Not known, unless it is missed anyway.
+/// The verdict "not known", unless the goal is missed anyway.
 fn not_known(verdict: Verdict) -> Verdict {
     verdict.filter(|(reached, _)| !reached)
 }
@@ -80,18 +80,18 @@ pub(super) enum Bound {
 pub(super) enum Rule {
     /// The number that is shown is within a bound.
     Within(Bound, &'static str),
-    /// So many times as much as other tunnels have; it is the best of them that counts.
+    /// A multiple of the number that other tunnels have; the best of them counts.
     Times(&'static [&'static str], &'static str, Bound),
-    /// Throughput so many times as good as another tunnel's; or else work per byte, where the
-    /// machine is the limit: with throughput that is at least level.
+    /// A multiple of another tunnel's throughput; or else, where the machine is the limit, the same
+    /// multiple of its work per byte, with throughput that is at least level.
     TimesOrCpu(&'static str, f64),
-    /// So many times as much as in the first case, shown with so many digits.
+    /// A multiple of the number in the first case, shown with this many digits.
     Grown(Bound, usize, &'static str),
     /// Within a bound, and below rathole if that is there.
     BelowRathole(Bound, &'static str),
-    /// So many Gbit/s are offered and delivered, next to nothing is lost in any run.
+    /// This many Gbit/s are offered and delivered, and next to nothing is lost in any run.
     Lossless(f64),
-    /// Not less delivered than in the first case.
+    /// No less is delivered than in the first case.
     LikeOneFlow { lossless: bool },
     /// What rathole takes here, and what it added to the raw round trip where the goals were set:
     /// the stricter one of those that were measured.
@@ -348,8 +348,8 @@ impl Judge<'_> {
         Some((ours <= limit, format!("limit {limit}{added}")))
     }
 
-    /// Not reached by those runs of ours that survived, where others failed in any of the cases;
-    /// missed if none survived.
+    /// A goal counts as not reached by our surviving runs if other runs failed in any of the cases;
+    /// it is missed if none survived.
     fn if_none_failed(&self, judged: Verdict) -> Verdict {
         let cases = self.row.cases.iter();
         let runs = cases.map(|case| self.found.runs(self.row.probe, case, OURS));

@@ -12,7 +12,7 @@ pub(super) const OURS: &str = "qmux-dp";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Probe {
-    /// Its name, also of the directory that its results go to.
+    /// The name of the probe, and of the directory that its results go to.
     pub(crate) name: &'static str,
     pub(crate) goals: &'static [u8],
     pub(crate) tunnels: &'static [&'static str],
@@ -22,7 +22,7 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Its options, each name with its value. A value may have spaces.
+    /// The options of the probe, each name with its value. A value may have spaces.
     pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let options = self.options.split(" --");
         let options = options.map(|it| it.trim_start_matches("--"));

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often is asked while something is waited for.
+/// The time between two requests while a caller waits for something.
 const POLL: Duration = Duration::from_millis(20);
 
 /// What every name begins with.

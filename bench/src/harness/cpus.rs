@@ -10,7 +10,8 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Enough for tens of thousands of flows. Each has one end in a program of the tunnel and one here.
+/// Open files for tens of thousands of flows. Each flow has one end in a program of the tunnel and
+/// one here.
 const OPEN_FILES_WANTED: u64 = 200_000;
 
 /// Raises the limit of open files, beyond the hard limit where this process may (as root), else up
@@ -47,7 +48,7 @@ pub(crate) fn keep_to(cpus: &[usize]) {
         set.set(cpu);
     }
     if set.count() > 0 {
-        // Refused where a CPU has just been taken away; then the scheduler decides.
+        // This fails if a CPU has just been taken away; then the scheduler decides.
         let _ = sched_setaffinity(None, &set);
     }
 }
@@ -66,20 +67,20 @@ pub(crate) fn run_on<T: Send>(cpus: &[usize], action: impl FnOnce() -> T + Send)
     })
 }
 
-/// Who runs where; empty for all CPUs.
+/// The CPUs of each program; an empty list stands for all CPUs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) server: Vec<usize>,
     pub(crate) client: Vec<usize>,
-    /// Those of visitors that must not share one with the service.
+    /// The CPUs of visitors that must not share one with the service.
     pub(crate) visitor: Vec<usize>,
-    /// Those of the service for such visitors.
+    /// The CPUs of the service for such visitors.
     pub(crate) service: Vec<usize>,
 }
 
 impl Layout {
-    /// Server and client apart, with so many cores each, if there are enough CPUs. Visitors and the
-    /// service have CPUs of their own if there are still more; else the visitor shares the
+    /// Server and client apart, with this many cores each, if there are enough CPUs. Visitors and
+    /// the service have CPUs of their own if there are still more; else the visitor shares the
     /// server's, the service the client's.
     pub(crate) fn apart(allowed: &[usize], cores: usize) -> Self {
         let (tunnel, others) = allowed.split_at_checked(2 * cores).unwrap_or_default();

@@ -54,7 +54,7 @@ pub(crate) enum Direction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     Seconds(u64),
-    /// So many bytes, to warm up.
+    /// This many bytes, to warm up.
     Bytes(u64),
 }
 

@@ -99,7 +99,7 @@ pub(crate) fn socket_buffer_max(which: &str) -> u64 {
     text.parse().unwrap_or_default()
 }
 
-/// When and of which source something is measured now: as a report's machine has it.
+/// The present date and the commit of the source, as a report describes its machine.
 pub(crate) fn date_and_commit() -> (String, String) {
     (now(), commit())
 }

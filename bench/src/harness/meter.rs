@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::proc_stat::{self, CpuTime};
 
-/// How often processes are looked at. CPU time is counted in ticks of 10 ms, so that one sample is
-/// 5 % exact.
+/// The time between two samples of a process. CPU time is counted in ticks of 10 ms, so one sample
+/// is exact to 5 %.
 const PERIOD: Duration = Duration::from_millis(200);
 
 /// What a process is to the measurement.
@@ -43,9 +43,9 @@ impl Role {
 /// A process to be metered.
 #[derive(Clone, Debug)]
 pub struct Metered {
-    /// What it is.
+    /// The role of the process.
     pub role: Role,
-    /// Its id.
+    /// The process id.
     pub pid: u32,
     command_line: String,
 }
@@ -89,7 +89,8 @@ impl Usage {
         self.sum(|process| process.cpu.seconds())
     }
 
-    /// The same for each of so many units of work, in µs; `None` without a tunnel.
+    /// The CPU time of the tunnel per unit of work, in µs, if it has done `units`; `None` without a
+    /// tunnel.
     pub(crate) fn tunnel_cpu_us_per(&self, units: f64) -> Option<f64> {
         let us = self.tunnel_cpu_seconds() * 1e6;
         self.has_tunnel().then(|| us / units)

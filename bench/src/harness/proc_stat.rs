@@ -74,8 +74,8 @@ pub(crate) fn descriptors(pid: u32) -> usize {
     process(pid).map_or(0, |it| it.fd_count().unwrap_or(0))
 }
 
-/// How often the threads of a process have gone to sleep, and so been woken again, since they
-/// began. Threads that have ended are not counted. `None` if it is gone.
+/// The number of times that the threads of a process have gone to sleep, and so been woken again,
+/// since they began. Threads that have ended are not counted. `None` if the process is gone.
 pub(crate) fn wake_ups(pid: u32) -> Option<u64> {
     let tasks = process(pid)?.tasks().ok()?;
     let statuses = tasks.flatten().filter_map(|task| task.status().ok());

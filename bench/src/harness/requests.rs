@@ -82,7 +82,8 @@ pub(crate) enum Requests {
 pub(crate) struct Load {
     pub(crate) launch: Launch,
     limit: Duration,
-    /// As many as redis-benchmark was told; wrk counts its own.
+    /// The number of requests that redis-benchmark was told to send; `None` for wrk, which counts
+    /// its own.
     requests: Option<u64>,
 }
 
@@ -113,8 +114,8 @@ impl Requests {
         Ok(server)
     }
 
-    /// So many requests over so many connections, which should take so many seconds
-    /// (redis-benchmark knows no duration), or for so many seconds.
+    /// The load of `requests` over `connections`. They should take about `seconds` with
+    /// redis-benchmark, which knows no duration; the other programs send requests for `seconds`.
     pub(crate) fn load(
         self,
         visit: SocketAddr,
@@ -180,7 +181,7 @@ fn redis_benchmark(
     }
 }
 
-/// One thread, so many connections, for whole seconds; an answer that takes longer than 10 s has
+/// One thread, this many connections, for whole seconds; an answer that takes longer than 10 s has
 /// failed.
 fn wrk(visit: SocketAddr, connections: usize, seconds: u64, closes: bool) -> Load {
     let mut launch = Launch::new("wrk", "wrk").words(&format!(

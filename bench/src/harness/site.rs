@@ -41,12 +41,12 @@ impl Overrides {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addresses {
-    /// Where the client dials the server.
+    /// The address at which the client dials the server.
     pub(crate) quic: SocketAddr,
     pub(crate) traffic: SocketAddr,
     /// What the client dials for them.
     pub(crate) service: SocketAddr,
-    /// Where the server says what it counts, if it is to.
+    /// The server's admin endpoint, which says what it counts; `None` if it has none.
     pub(crate) admin: Option<SocketAddr>,
 }
 

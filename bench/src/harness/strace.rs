@@ -43,10 +43,11 @@ const WAITS: &str = "io_uring_enter epoll_wait epoll_pwait epoll_pwait2 poll ppo
 const BEGINS: &str = "accept accept4 socket bind connect";
 const OPTIONS: &str = "setsockopt getsockopt fcntl ioctl getsockname getpeername";
 
-/// How often a call was made, and how often in vain, as where nothing was to be read.
+/// How many times a call was made, and how many times it failed, for example because there was
+/// nothing to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Times, whether it succeeded or not.
+    /// The number of calls, whether they succeeded or not.
     pub calls: u64,
     pub(crate) failed: u64,
 }

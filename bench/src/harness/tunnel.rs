@@ -45,7 +45,7 @@ pub enum Placement {
 pub struct Setup {
     pub(crate) programs: PathBuf,
     pub(crate) place: Place,
-    /// Which CPUs they get.
+    /// The CPUs that server and client get.
     pub placement: Placement,
     pub(crate) overrides: Overrides,
     pub(crate) site: Site,
@@ -81,7 +81,7 @@ impl Setup {
 /// A tunnel that is up, or none at all.
 #[derive(Debug)]
 pub struct Tunnel {
-    /// Where visitors go.
+    /// The address to which visitors connect.
     pub visit: SocketAddr,
     /// The server's admin endpoint, if it has one.
     pub(crate) admin: Option<SocketAddr>,
@@ -158,7 +158,7 @@ impl Tunnel {
         })
     }
 
-    /// Its processes, to be metered.
+    /// The processes of the tunnel, to be metered.
     pub fn processes(&self) -> Vec<Metered> {
         let roles = [(Role::Server, &self.server), (Role::Client, &self.client)];
         let programs = roles.into_iter();

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::service::Service;
 use super::wire::{self, Command};
 
-/// Which way bulk goes.
+/// The direction of a bulk transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From visitors to the service.
@@ -31,7 +31,7 @@ pub(crate) struct Bulk {
 }
 
 impl Bulk {
-    /// Starts it. Bytes flow in the same moment.
+    /// Starts the transfer. Bytes flow at once.
     pub(crate) fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self> {
         let mut bulk = Self {
             way,

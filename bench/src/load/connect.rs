@@ -45,7 +45,7 @@ fn check(answer: &[u8], wanted: &[u8]) -> io::Result<()> {
     Err(io::Error::other("an answer is not what was asked for"))
 }
 
-/// Visitors over and over, so many at a time: how long each took from the start of its connection
+/// Visitors over and over, this many at a time: how long each took from the start of its connection
 /// to the last byte of the answer, and how many did not get it.
 pub(crate) fn visits(
     visit: SocketAddr,

@@ -11,7 +11,7 @@ use super::wire::Command;
 /// TCP flows that are opened at a time.
 const OPENING_MAX: usize = 64;
 
-/// How often a UDP answer is asked for.
+/// The most times that a UDP request is sent until its answer comes.
 const UDP_TRIES_MAX: usize = 6;
 
 pub(crate) struct Flows(Vec<Box<dyn RoundTrip>>);
@@ -55,8 +55,8 @@ impl Flows {
         })
     }
 
-    /// Has small messages echoed, by one flow after the other, at this rate over all flows or as
-    /// near to it as one answer after the other allows. Returns how many.
+    /// Sends small messages and waits for their echoes, on one flow after the other, at this rate
+    /// over all flows or as near to it as one answer after the other allows. Returns how many.
     pub(crate) fn chatter(&mut self, per_second: u32, duration: Duration) -> io::Result<u32> {
         let start = Instant::now();
         let (mut messages, all) = (0, self.0.len());

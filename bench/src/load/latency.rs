@@ -56,7 +56,7 @@ impl Times {
         self.count() as f64 / self.seconds
     }
 
-    /// The time that so many percent do not exceed, in milliseconds. Zero if there are none.
+    /// The time that this many percent do not exceed, in milliseconds. Zero if there are none.
     pub(crate) fn percentile_ms(&self, percent: f64) -> f64 {
         self.percentile_us(percent) / 1e3
     }
@@ -112,7 +112,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// When the next one begins: now; `None` once the period is over.
+    /// The time at which the next one begins: now; `None` once the period is over.
     pub(crate) fn next(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if now < self.end {

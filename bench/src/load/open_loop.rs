@@ -29,7 +29,7 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// When request `index` is due, from the start.
+    /// The time at which request `index` is due, from the start.
     fn due(&self, index: u32) -> Duration {
         Duration::from_secs(1) * index / self.rate
     }

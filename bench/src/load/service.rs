@@ -38,7 +38,7 @@ struct Shared {
 /// A service that runs. It ends, with all of its connections, when dropped.
 #[derive(Debug)]
 pub struct Service {
-    /// Where it listens.
+    /// The address at which the service listens.
     pub address: SocketAddr,
     pub(crate) udp: UdpSink,
     shared: Arc<Shared>,
@@ -46,7 +46,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it on the far side. What answers small messages keeps to these CPUs, if any.
+    /// Starts the service on the far side. The threads that answer small messages stay on these
+    /// CPUs, if any.
     pub fn start(place: &Place, cpus: &[usize]) -> Result<Self> {
         let shared = Arc::new(Shared {
             all_cpus: cpus::allowed(),

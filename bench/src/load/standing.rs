@@ -23,7 +23,7 @@ pub enum Work {
     Idle,
     /// Small messages there and back, one at a time, on one TCP connection.
     RoundTrips,
-    /// Visitors that connect, say something small, hear it back and close; so many at a time.
+    /// Visitors that connect, say something small, hear it back and close; this many at a time.
     Visitors(usize),
     /// UDP datagrams to the service.
     Datagrams(Stream),
@@ -74,7 +74,7 @@ impl<'a> Standing<'a> {
         })
     }
 
-    /// Works for so long.
+    /// Runs the load for `duration`.
     pub fn work(&mut self, duration: Duration) -> Result<()> {
         match &mut self.state {
             State::Idle(_) => thread::sleep(duration),

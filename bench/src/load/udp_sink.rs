@@ -30,7 +30,7 @@ pub(crate) struct Counts {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Its packets are counted; others are what a former run has left.
+    /// The run whose packets are counted; packets of other runs are late ones of an earlier run.
     run: AtomicU16,
     /// The run that was counted last; once per batch.
     counted: Mutex<Run>,
@@ -101,7 +101,7 @@ impl UdpSink {
 /// A UDP socket with large buffers, and the runtime that it lives on.
 pub(super) fn bind(address: SocketAddr) -> io::Result<(Runtime, BatchSocket)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    // Taken as far as the system allows; what it gives is in every report.
+    // The system may give smaller buffers; every report says what it gave.
     socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.bind(&address.into())?;

@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_micros(200);
 /// nobody has asked for; what is not sent is not counted as offered either.
 const CATCH_UP: Duration = Duration::from_millis(2);
 
-/// The last packets count as lost if nothing has arrived for so long.
+/// The last packets count as lost if nothing has arrived for this long.
 const SETTLED: Duration = Duration::from_millis(150);
 
 /// What to send.
@@ -37,8 +37,8 @@ pub struct Stream {
     pub(crate) burst_packets: usize,
 }
 
-/// The most UDP packets of one system call of a visitor: so many come together from a network card
-/// under load.
+/// The most UDP packets of one system call of a visitor: this many come together from a network
+/// card under load.
 pub(crate) const BURST: usize = 16;
 
 impl Stream {
@@ -106,7 +106,7 @@ impl UdpSource {
         })
     }
 
-    /// Sends a stream for so long, and waits until the service has what it will get of it.
+    /// Sends a stream for `duration`, and waits until the service has all that it will get of it.
     pub(crate) fn deliver(
         &mut self,
         stream: &Stream,

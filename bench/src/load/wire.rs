@@ -59,7 +59,7 @@ pub(crate) fn read_bulk(mut stream: TcpStream, bytes: &AtomicU64) -> io::Result<
     }
 }
 
-/// A visitor who waits so long for anything at all.
+/// A visitor who waits at most `patience` for anything at all.
 pub(crate) fn connect(visit: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&visit, patience)?;
     stream.set_nodelay(true)?;
@@ -87,7 +87,7 @@ pub(crate) fn any_port(visit: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A UDP visitor who waits so long for a packet.
+/// A UDP visitor who waits at most `patience` for a packet.
 pub(crate) fn udp_visitor(visit: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(any_port(visit))?;
     socket.connect(visit)?;
@@ -112,7 +112,7 @@ pub(crate) struct PacketHeader {
 }
 
 impl PacketHeader {
-    /// Its length in bytes: the shortest packet.
+    /// The length of the header in bytes: the shortest packet.
     pub(crate) const BYTES: usize = 11;
 
     /// Writes it to the front of a packet.

@@ -15,7 +15,7 @@ pub(crate) enum Better {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Metric {
     pub(crate) name: Cow<'static, str>,
-    /// Its unit, or what it is where that says it: the head of its column.
+    /// The head of the metric's column: its unit, or what it is where that says the unit.
     pub(crate) unit: Cow<'static, str>,
     pub(crate) better: Better,
     /// Digits behind the point. Older reports do not say.

@@ -107,8 +107,9 @@ pub(crate) struct Profile {
     pub(crate) stages: Vec<(Cow<'static, str>, u64)>,
 }
 
-/// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known.
-/// The first one that is named: `monoio::task::poll<qmux_dp::…>` is the runtime's.
+/// The index in a frame's name at which the path of the frame's crate begins; `None` if that is not
+/// known. It is the first crate that is named: `monoio::task::poll<qmux_dp::…>` belongs to the
+/// runtime.
 fn path_of_crate(frame: &str) -> Option<&str> {
     let inside_a_word = |at: usize| {
         let before = frame[..at].chars().next_back();

@@ -9,7 +9,7 @@ const SPREAD_SHOWN_PERCENT: f64 = 0.5;
 pub(crate) struct Table {
     head: Vec<String>,
     rows: Vec<Vec<String>>,
-    /// So many columns are names, the others numbers.
+    /// The number of columns that are names; the others are numbers.
     names: usize,
 }
 

@@ -14,7 +14,7 @@ const BATCH_BYTES_MAX: usize = 65_494;
 /// The most packets of one send: what every kernel with segmentation offload takes.
 const BATCH_PACKETS_MAX: usize = 64;
 
-/// Where a packet goes, and from which of our addresses.
+/// The destination of a packet, and the address of ours that it is sent from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route {
     destination: SocketAddr,
@@ -37,7 +37,8 @@ impl SendBatch {
         Self::default()
     }
 
-    /// Whether the next packet may join those that wait, so that nothing has to be sent before.
+    /// Whether the next packet may join those that wait, so that none of those has to be sent
+    /// first.
     fn takes(&self, route: Route, payload: &[u8], packets_max: usize) -> bool {
         self.packets == 0
             || (self.route == Some(route)

@@ -27,7 +27,7 @@ thread_local! {
 /// A packet that was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
-    /// Who sent it.
+    /// The address that sent the packet.
     pub source: SocketAddr,
     /// The address of ours that it was sent to: replies should come from there.
     pub local_ip: Option<IpAddr>,

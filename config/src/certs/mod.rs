@@ -28,7 +28,7 @@ pub use write::{FILE_NAMES, WriteError, write};
 /// How long certificates are valid unless told otherwise: ten years, as in QMux. Both ends are this
 /// program, so the shorter limits of browsers do not apply.
 pub const DAYS_DEFAULT: u32 = 3_650;
-/// Longest validity: a hundred years; more runs into the four digits of a year.
+/// The longest validity: a hundred years; more runs into the four digits of a year.
 pub const DAYS_MAX: u32 = 36_500;
 
 /// Certificates are valid from this long before they are issued, because clocks differ.

@@ -77,7 +77,7 @@ pub fn write(certs: &Generated, dir: &Path, force: bool) -> Result<Vec<PathBuf>,
     let staged: Vec<PathBuf> = paths.iter().map(|path| staging_name(path)).collect();
     let result = stage_all(&staged, &contents).and_then(|()| publish_all(&staged, &paths, force));
     for path in &staged {
-        // It is gone already where everything went well.
+        // If everything went well, the temporary file is gone already.
         let _ = fs::remove_file(path);
     }
     result.map(|()| paths)

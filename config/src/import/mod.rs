@@ -25,7 +25,7 @@ use yaml::Mapping;
 pub struct Imported {
     /// The text of a `dp.toml`.
     pub toml: String,
-    /// What could not be carried over unchanged, in the order of the YAML's lines.
+    /// The settings that could not be carried over unchanged, in the order of the YAML's lines.
     pub notes: Vec<Note>,
 }
 
@@ -36,7 +36,7 @@ pub struct Note {
     pub line: Option<usize>,
     /// The key in the YAML, as in `listeners[0].capacity`; for notes about the result, its key.
     pub key: String,
-    /// What happened to it.
+    /// What happened to the setting.
     pub message: String,
 }
 

@@ -306,13 +306,14 @@ fn for_a_diagnosis_a_certificate_out_of_its_time_is_a_warning() {
     assert!(Config::load_whatever_the_time(&path).is_err());
 }
 
-/// A list in the form of the fixture that revokes nobody, due to be replaced in so many days.
+/// A revocation list in the form of the fixture. It revokes nobody, and its next update is due in
+/// `days`.
 fn list_due_in(days: i64) -> String {
     list_between(-30, days, None)
 }
 
-/// A list that is issued in so many days and due after so many, and perhaps does not cover all
-/// certificates.
+/// A revocation list that is issued `issued` days from now, whose next update is due in `days`, and
+/// that covers only the certificates of `scope`, if given.
 fn list_between(
     issued: i64,
     days: i64,

@@ -48,7 +48,7 @@ const SERIAL_BITS: u32 = 48;
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between two looks whether the addresses of the services are known, at the start.
+/// Pause between two checks, at the start, whether the addresses of the services are known.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
 
 /// How long lanes wait for the names of some services when those of others are known. A resolver
@@ -244,7 +244,7 @@ impl ClientCore {
         self.tell_all(&ClientMail::Plan);
     }
 
-    /// Has all lanes to the server ask it, because it may be gone.
+    /// Makes all lanes to the server ask it for a sign of life, because it may be gone.
     fn alarm(self: &Rc<Self>, server: &ServerState) {
         if server.may_alarm(Instant::now()) {
             self.context.counters.lanes_alarmed.increment();
@@ -261,12 +261,12 @@ impl ClientCore {
         });
     }
 
-    /// Tells this core and all others.
+    /// Sends a message to this core and to all others.
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.mail(*mail);
         for core in 0..self.context.cluster.cores() {
-            // The other messages are mere hints. Without this one the core would lack lanes, or
-            // keep some, for ever.
+            // The other messages are mere hints. Without `Plan` the core would lack lanes, or keep
+            // some, for ever.
             let must_arrive = matches!(mail, ClientMail::Plan);
             if must_arrive && self.plans_owed[core].get() {
                 continue;
@@ -301,7 +301,7 @@ impl ClientCore {
         });
     }
 
-    /// Tells another core; does nothing for this one.
+    /// Sends a message to another core; does nothing for this core.
     fn tell(&self, core: usize, mail: ClientMail) -> Result<(), ClientMail> {
         if core == self.context.index {
             return Ok(());

@@ -100,7 +100,7 @@ impl Target {
     }
 }
 
-/// What all cores of the client role share.
+/// The state that all cores of the client role share.
 #[derive(Debug)]
 pub(crate) struct ClientShared {
     settings: ArcSwap<ClientSettings>,
@@ -117,7 +117,7 @@ pub(crate) struct ClientShared {
     pub(super) roster: Mutex<Roster>,
     /// The servers of the roster, for the cores to read.
     pub(super) servers: ArcSwap<Vec<Arc<ServerState>>>,
-    /// Which addresses of a name lead to the same server.
+    /// Knows which addresses of a name lead to the same server.
     pub(super) same_server: Mutex<SameServer>,
     /// Set when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
@@ -259,15 +259,15 @@ impl ClientShared {
         Ok(keepers)
     }
 
-    /// Takes an address from the configuration. True if the servers have changed.
+    /// Takes an address from the configuration. Returns true if the servers have changed.
     pub(super) fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
         let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
         self.take_in(roster, target, addresses)
     }
 
     /// Takes what a configured server's name has resolved to, unless the name has been given up:
-    /// then its server is removed, and must not come back by an answer that was on its way. True if
-    /// the servers have changed.
+    /// then its server is removed, and must not come back by an answer that was on its way. Returns
+    /// true if the servers have changed.
     fn answered(&self, name: &Name, target: usize, addresses: &[SocketAddr]) -> bool {
         // Whoever removes the server gives up the name first, and then waits for this lock.
         let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
@@ -332,8 +332,8 @@ impl ClientShared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lane to `server` has registered with the process of this id. True if the cores must plan
-    /// again.
+    /// A lane to `server` has registered with the process of this id. Returns true if the cores
+    /// must plan again.
     pub(super) fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
         // The lock is held until the result is written, because two cores must not write in another
         // order than they decided.
@@ -350,7 +350,7 @@ impl ClientShared {
         change.is_some()
     }
 
-    /// A lane to `server` has ended. True if the cores must plan again.
+    /// A lane to `server` has ended. Returns true if the cores must plan again.
     pub(super) fn lane_ended(&self, server: &ServerState) -> bool {
         let mut same_server = self.same_server();
         let changes = same_server.ended(server.number);
@@ -359,8 +359,8 @@ impl ClientShared {
         !changes.is_empty()
     }
 
-    /// Nobody answers on any lane to `server` any more, or somebody does again. True if the cores
-    /// must plan again.
+    /// Nobody answers on any lane to `server` any more, or somebody does again. Returns true if the
+    /// cores must plan again.
     pub(super) fn server_unanswered(&self, server: &ServerState, unanswered: bool) -> bool {
         let mut same_server = self.same_server();
         let changes = same_server.unanswered(server.number, unanswered);

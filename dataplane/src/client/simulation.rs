@@ -36,7 +36,7 @@ const STEPS: usize = 3_000;
 /// Steps after which a run settles, and is compared as a whole.
 const STEPS_PER_SETTLE: usize = 1_000;
 
-/// Longest delay that a back-off gives.
+/// The longest delay that a back-off gives.
 const LONGEST: Duration = Duration::from_secs(10);
 
 struct PrintSeed(u64);
@@ -79,7 +79,7 @@ struct Supervised {
     registered: Option<u64>,
     /// Whether nobody answers its questions.
     unanswered: bool,
-    /// When the next attempt is made.
+    /// The time at which the next attempt is made.
     next: Duration,
     last_attempt: Duration,
 }

@@ -32,7 +32,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// known. The answer was sent before the flow, and comes later only if packets were lost.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause between two looks whether the answer has come.
+/// Pause between two checks whether the answer has come.
 const ANSWERS_POLL: Duration = Duration::from_millis(5);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.

@@ -17,7 +17,7 @@ pub(crate) struct ServerView {
     pub(crate) address: SocketAddr,
     /// Lanes registered with it now.
     pub(crate) lanes: usize,
-    /// What carries the lanes, since when and why.
+    /// The transport that carries the lanes, since when and why.
     pub(crate) carried: Carried,
     /// Lanes among them that ride TLS.
     pub(crate) lanes_over_tls: usize,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::counters::Counter;
 
-/// Most bounds that a histogram has: each is a line in every answer to a scraper.
+/// The most bounds that a histogram has: each is a line in every answer to a scraper.
 const BOUNDS_MAX: usize = 12;
 
 /// Upper bounds in seconds for times from a fraction of a millisecond to half a minute.

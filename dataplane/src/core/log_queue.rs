@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
-/// Most lines that wait. At debug level a busy core writes some ten thousand a second; this bridges
-/// the moments in which a healthy reader does not come to read.
+/// The most lines that wait. At debug level a busy core writes some ten thousand a second; this
+/// bridges the moments in which a healthy reader does not come to read.
 const LINES_MAX: usize = 8_192;
 
-/// Most bytes that wait: as many lines of 512 bytes, which few lines reach.
+/// The most bytes that wait: as many lines of 512 bytes, which few lines reach.
 const BYTES_MAX: usize = LINES_MAX * 512;
 
-/// Pause between two looks whether everything is written, at the end of the process.
+/// Pause between two checks, at the end of the process, whether everything is written.
 const FLUSH_POLL: Duration = Duration::from_millis(1);
 
 /// The queue.
@@ -104,7 +104,7 @@ impl LogQueue {
         let _first = self.writer.set(writer);
     }
 
-    /// Has the writer flush its output, even if no line is there.
+    /// Wakes the writer, so that it flushes its output even if there is no line.
     pub(crate) fn wake(&self) {
         if let Some(writer) = self.writer.get() {
             writer.unpark();
@@ -192,7 +192,7 @@ mod tests {
 
     impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without anybody who gives orders it takes every line.
+            // If nobody gives orders any more, the reader takes every line.
             self.orders.recv().unwrap_or(Ok(()))?;
             self.written.lock().expect("written").extend(bytes);
             Ok(bytes.len())

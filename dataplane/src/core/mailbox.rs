@@ -167,7 +167,7 @@ impl<M: Mail> Mailbox<M> {
         self.wake.wake();
     }
 
-    /// To be called by the owning core after a wake-up, before it takes mail out.
+    /// Must be called by the owning core after a wake-up, before it takes mail out.
     pub(crate) fn rearm(&self) {
         self.wake.rearm();
     }

@@ -127,7 +127,7 @@ impl World {
             taken: Default::default(),
         };
         let mut handled = 0;
-        // The core's share of time may be used up before.
+        // The core's share of time may be used up before that.
         while handled < stops_at
             && let Some((kind, number)) = turn.next()
         {

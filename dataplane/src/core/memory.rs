@@ -86,7 +86,7 @@ impl Supply {
     }
 }
 
-/// What a core is to do about it.
+/// What a core must do about a lack of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Nothing.
@@ -175,7 +175,7 @@ pub(crate) fn supply() -> Supply {
     Supply::of(held_bytes(), limit_bytes())
 }
 
-/// To be called when the core has received something: starts a check if memory is short.
+/// Starts a check if memory is short. Must be called when the core has received something.
 pub(crate) fn received() {
     if supply() > Supply::Ample {
         LOOK_NOW.with_borrow(|look| {
@@ -234,11 +234,11 @@ pub(crate) trait Stalling {
     /// For how long the flow that has stalled longest has stalled, as far as is known.
     fn longest_stall(&self) -> Option<Duration>;
 
-    /// Ends that flow; `reason` is what its far end is told. False if no flow stalls.
+    /// Ends that flow; `reason` is what its far end is told. Returns false if no flow stalls.
     fn end_most_stalled(&self, reason: FlowError) -> bool;
 }
 
-/// Makes one check. True if another one is due after what was done.
+/// Makes one check. Returns true if another one is due after what was done.
 fn look(context: &CoreContext, flows: &impl Stalling, now: Instant) -> bool {
     let own = flows.longest_stall();
     publish(context.index, own);

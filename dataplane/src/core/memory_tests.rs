@@ -61,9 +61,9 @@ fn a_flow_is_given_less_to_send_the_less_is_left_and_waits_only_for_what_it_hold
     assert_eq!(given(Supply::Over), [little, 0, 0, 0]);
 }
 
-/// Most bytes of one turn of receiving.
+/// The most bytes of one turn of receiving.
 const TURN_BYTES: usize = 256 << 10;
-/// Most bytes that a stalled flow holds.
+/// The most bytes that a stalled flow holds.
 const WINDOW_BYTES: usize = 8 << 20;
 /// Bytes that a moving flow holds.
 const MOVING_BYTES: usize = 16 << 10;
@@ -72,11 +72,11 @@ const FLOWS_MAX: usize = 300;
 #[derive(Clone, Copy)]
 struct Flow {
     held: usize,
-    /// Since when its socket has taken nothing.
+    /// The time since which the flow's socket has taken nothing.
     stalled_at_ms: Option<u64>,
 }
 
-/// A core's flows by key, and those that stall by the time since when they do.
+/// A core's flows by key, and those that stall by the time since which they do.
 #[derive(Default)]
 struct Core {
     flows: Slab<Flow>,

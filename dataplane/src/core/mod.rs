@@ -112,7 +112,7 @@ pub(crate) struct CoreContext {
     pub(crate) draining: Cell<bool>,
     /// Whether `main` is to be told that the core cannot do its work any more.
     pub(crate) broken: Cell<bool>,
-    /// When UDP last passed, which the drain checks.
+    /// The time at which UDP last passed, which the drain checks.
     pub(crate) udp_activity: UdpActivity,
 }
 

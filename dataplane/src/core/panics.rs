@@ -33,7 +33,7 @@ struct Report {
 /// The core that this thread belongs to.
 struct ThisCore {
     context: Rc<CoreContext>,
-    /// Has the core check whether it is broken.
+    /// Wakes the core, so that it checks whether it is broken.
     wake: Box<dyn Fn()>,
 }
 
@@ -57,8 +57,8 @@ pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'st
     CORE.with(|this| *this.borrow_mut() = Some(core));
 }
 
-/// Has contained panics logged like other events instead of written to stderr, for the whole
-/// process.
+/// Makes the whole process log contained panics like other events, instead of writing them to
+/// stderr.
 pub(crate) fn install_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {

@@ -2,7 +2,7 @@
 //!
 //! The tasks of a core share one timer: the first one that pauses sets it, and when it fires, all
 //! of them go on. So a pause takes [`PAUSE`] or less, and longer only while the core has something
-//! else to do; and a core needs one descriptor for it, which it opens when it is first needed.
+//! else to do. A core needs one descriptor for the timer, which it opens at its first pause.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,7 +24,7 @@ struct Pauses {
     /// Number of times that pauses have ended.
     ended: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
-    /// Whether nobody waits for the timer any more.
+    /// Whether the task that waits for the timer has ended.
     is_broken: Cell<bool>,
 }
 
@@ -36,15 +36,15 @@ thread_local! {
     static SAID: Cell<bool> = const { Cell::new(false) };
 }
 
-/// There is no timer for pauses: the process has no descriptor left, for example. It was logged.
+/// The error of a core that has no timer for pauses, for example because the process has no
+/// descriptor left. It was logged.
 #[derive(Debug)]
 pub(crate) struct NoTimer;
 
-/// Waits for [`PAUSE`], or until a pause ends that another task has begun. Cancel-safe.
+/// Waits for [`PAUSE`], or until the end of a pause that another task has begun. Cancel-safe.
 ///
 /// # Errors
-/// If there is no timer for it. The caller does without pauses then: trying again would not wait
-/// either.
+/// If there is no timer. The caller then does without pauses: trying again would not wait either.
 pub(crate) async fn pause() -> Result<(), NoTimer> {
     let pauses = Pauses::of_this_core().map_err(|error| no_timer(&error))?;
     if !pauses.is_set.get() {
@@ -69,7 +69,7 @@ pub(crate) async fn pause() -> Result<(), NoTimer> {
     Ok(())
 }
 
-/// Logs it, once for each core.
+/// Logs, once for each core, that there is no timer.
 fn no_timer(error: &io::Error) -> NoTimer {
     if !SAID.replace(true) {
         tracing::warn!(%error, "no timer for pauses; busy UDP sockets are read more often than they should be");
@@ -82,13 +82,13 @@ thread_local! {
     static FAILS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has every pause of this thread fail, as if there were no descriptor for its timer.
+/// Makes every pause of this thread fail, as if there were no descriptor for its timer.
 #[cfg(test)]
 pub(crate) fn fail_from_now_on() {
     FAILS.set(true);
 }
 
-/// Has the next pause of this thread last for ever.
+/// Makes the next pause of this thread last for ever.
 #[cfg(test)]
 pub(crate) fn last_for_ever() {
     let pauses = Pauses::of_this_core().expect("a timer");
@@ -142,7 +142,8 @@ impl Pauses {
         }
     }
 
-    /// Nobody waits for the timer any more: ends the last pause. The next one is another timer's.
+    /// Ends the pause under way, because the task that waits for the timer has ended. The next
+    /// pause gets a new timer.
     fn give_up(&self) {
         self.is_broken.set(true);
         self.end_pause();
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_breaks_ends_the_pause_and_the_next_one_has_another() {
+    fn a_timer_that_fails_ends_the_pause_and_the_next_pause_has_a_new_timer() {
         let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
             .enable_timer()
             .build()

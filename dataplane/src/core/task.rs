@@ -13,12 +13,12 @@ use pin_project_lite::pin_project;
 use super::panics::{self, Panicked, contain};
 use super::turn;
 
-/// Starts a task on this core. A panic ends it.
+/// Starts a task on this core. A panic ends the task and nothing else.
 pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
     spawn_or(task, || {});
 }
 
-/// Starts a task on this core. A panic ends it, and `clean_up` is called.
+/// Starts a task on this core. A panic ends the task, and then `clean_up` is called.
 pub(crate) fn spawn_or(
     task: impl Future<Output = ()> + 'static,
     clean_up: impl FnOnce() + 'static,
@@ -60,19 +60,19 @@ impl<F: Future<Output = ()>, C: FnOnce()> Future for Task<F, C> {
     }
 }
 
-/// Runs `work` to its end or to a panic, which ends it too.
+/// Runs `work` until it ends or panics.
 ///
 /// # Errors
-/// If it panicked.
+/// If `work` panicked.
 pub(crate) fn contained<F: Future>(work: F) -> Contained<F> {
     Contained { work: Some(work) }
 }
 
 pin_project! {
-    /// See [`contained`].
+    /// The future that [`contained`] returns.
     //
-    // Not an `async fn`: that would keep the work in two places, and most of an idle flow's memory
-    // is its task.
+    // This is not an `async fn`, whose future would hold the work twice: most of an idle flow's
+    // memory is its task.
     #[must_use = "it does nothing unless it is awaited"]
     pub(crate) struct Contained<F> {
         // `None` once the work is over.
@@ -94,7 +94,7 @@ impl<F: Future> Future for Contained<F> {
             Ok(Poll::Ready(result)) => Ok(result),
             Err(panicked) => Err(panicked),
         };
-        // Dropping what it still holds may panic as well.
+        // Dropping what the work still holds may panic as well.
         let dropped = contain(|| this.work.set(None));
         Poll::Ready(result.and_then(|result| dropped.map(|()| result)))
     }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_whose_end_panics_or_whose_cleaning_up_does_ends_alone_too() {
+    fn a_task_whose_drop_or_clean_up_panics_ends_alone_too() {
         run(async {
             for place in ["drop", "clean up"] {
                 let ended = Rc::<Event>::default();

@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 
 use deadlines::{Deadlines, Key};
 
-/// Most tasks that one check wakes; the others are woken by the next check, one turn later. Waking
-/// one takes some 50 ns.
+/// The most tasks that one check wakes; the others are woken by the next check, one turn later.
+/// Waking one takes some 50 ns.
 const WOKEN_PER_LOOK_MAX: usize = 1_024;
 
 /// The step of the runtime's timer.
 const STEP: Duration = Duration::from_millis(1);
 
-/// As good as never.
+/// A year: a timer that is set to this never fires in practice.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// The timers of this thread.
@@ -39,7 +39,7 @@ struct Timers {
     next: Cell<Option<Instant>>,
     /// The timer of the runtime that wakes an idle core.
     alarm: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
-    /// When it fires: not later than `next`.
+    /// The time at which it fires: not later than `next`.
     alarm_at: Cell<Option<Instant>>,
     /// Whether the task that waits for it has been started.
     driven: Cell<bool>,
@@ -143,7 +143,7 @@ impl Drop for Sleep {
     }
 }
 
-/// Wakes everybody whose deadline is not after `now`. To be called at the end of each turn.
+/// Wakes everybody whose deadline is not after `now`. Must be called at the end of each turn.
 pub(super) fn look(now: Instant) {
     TIMERS.with(|timers| {
         if timers.next.get().is_some_and(|next| next <= now) {
@@ -223,7 +223,7 @@ impl Timers {
         }
     }
 
-    /// Has the core woken at `at`, if it sleeps then.
+    /// Makes the runtime wake the core at `at`, if it sleeps then.
     fn set_alarm(&self, at: Instant) {
         if !self.driven.replace(true) {
             super::task::spawn(drive());

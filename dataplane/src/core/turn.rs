@@ -49,8 +49,8 @@ pub(super) fn take<T>(poll: impl FnOnce() -> T) -> T {
 pin_project! {
     /// A task each of whose polls is a turn.
     //
-    // Not an `async fn`: that would keep the task in two places, and most of an idle flow's memory
-    // is its task.
+    // This is not an `async fn`, whose future would hold the task twice: most of an idle flow's
+    // memory is its task.
     pub(crate) struct ByTurns<F> {
         #[pin]
         task: F,

@@ -1,18 +1,18 @@
-//! Whether UDP still passes on a core, which the drain needs to know because UDP flows have no end.
-//! It does no I/O; time comes in as an argument.
+//! Whether a core still carries UDP datagrams. The drain needs to know this because UDP flows have
+//! no end. This module does no I/O; time comes in as an argument.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A core through which no datagram passed for this long has no exchange under way. A question that
-/// is answered at all is mostly answered within a second, and otherwise repeated.
+/// A core through which no datagram passed for this long has no exchange under way. Most requests
+/// that are answered at all are answered within a second; the others are sent again.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// The drain waits no longer than this for UDP. A stream of datagrams (a game, a call) has no end
-/// to wait for, and every second of it is one more in which the successor cannot start.
+/// to wait for, and the successor of this process cannot start before the drain is over.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// When a core's datagrams last passed.
+/// The time at which a core's datagrams last passed.
 #[derive(Debug, Default)]
 pub(crate) struct UdpActivity {
     datagrams: Cell<u64>,
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_without_end_is_not_waited_for_without_end() {
+    fn a_stream_of_datagrams_without_end_is_waited_for_only_until_patience_is_over() {
         let activity = UdpActivity::default();
         let began = Instant::now();
         let over = (0..60_000u32)

@@ -1,8 +1,8 @@
 //! `qmux-dp allocations`: what the tunnel allocates once its traffic flows steadily, counted by the
-//! allocator itself. It is only in builds with the feature `count-allocations`.
+//! allocator itself. The command exists only in builds with the feature `count-allocations`.
 //!
-//! One core is server and client, so that a packet is both sent and received by it. The command
-//! fails if in the steady state this program's own code allocates anything for a packet.
+//! One core is server and client, so it both sends and receives each packet. The command fails if
+//! in the steady state this program's own code allocates anything for a packet.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -24,7 +24,7 @@ const COUNTED: Duration = Duration::from_secs(1);
 /// Number of allocations whose stacks are recorded.
 const RECORDED: usize = 10_000;
 
-/// Longest time for recording them; there may be fewer.
+/// The longest time for recording them: a load may make fewer allocations than [`RECORDED`].
 const RECORDING_MAX: Duration = Duration::from_secs(2);
 
 /// Number of places that are listed for each load.
@@ -39,8 +39,8 @@ const DATAGRAMS_IN_FLIGHT: usize = 16;
 /// A datagram that is not back after this time was lost.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Most allocations of our own per packet that still count as none: timers, heartbeats and sweeps
-/// allocate per second.
+/// The most allocations of our own per packet that still count as none: timers, heartbeats and
+/// sweeps allocate a number of times per second, however many packets there are.
 const OURS_PER_PACKET_MAX: f64 = 0.05;
 
 /// A load, which runs until it is told to stop.
@@ -90,7 +90,8 @@ pub(super) fn run(running: &Running, visit: Visit) -> Result<(), String> {
     Err(failures.join("; "))
 }
 
-/// Counts and prints; returns the number of our own allocations per packet.
+/// Counts the allocations of a load and prints them. Returns the number of our own allocations per
+/// packet.
 fn measure(running: &Running, name: &str) -> f64 {
     thread::sleep(WARM_UP);
     let packets = || running.total(|counters| counters.quic_packets_received.get());

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 
 use super::Visit;
 
-/// Bytes echoed in the throughput test.
+/// Bytes sent and received back in the throughput test.
 const BULK_BYTES: usize = 512 << 20;
 
 /// Bytes written or read at once.
@@ -19,14 +19,14 @@ const CHUNK_BYTES: usize = 128 << 10;
 const PINGS: usize = 2_000;
 const PING_BYTES: usize = 64;
 
-/// Visitors that connect, echo and leave one after the other.
+/// Visitors that one after the other connect, send bytes, get them back and close.
 const CONNECTS: usize = 500;
 
 /// UDP payload sizes: empty, tiny, one packet, several fragments, the largest that exists.
 const UDP_SIZES: [usize; 8] = [0, 1, 64, 1_150, 1_472, 8_192, 16_384, 65_507];
 const UDP_ROUNDS: usize = 50;
 
-/// How often a datagram that may have been lost is sent before the demo fails.
+/// How many times a datagram that may have been lost is sent before the demo fails.
 const UDP_ATTEMPTS: usize = 5;
 const UDP_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -37,16 +37,16 @@ const READY_POLL: Duration = Duration::from_millis(20);
 /// No read or write of the demo takes this long unless something is broken.
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What was measured.
+/// The results of the demo's measurements.
 #[derive(Debug)]
 pub(super) struct Measured {
-    /// Bytes that went through and came back.
+    /// Bytes that were sent through the tunnel and came back.
     pub(super) bulk_bytes: u64,
-    /// Time that they took.
+    /// The time from the first byte sent to the last byte received back.
     pub(super) bulk_time: Duration,
     /// Round trips of 64 bytes, in nanoseconds.
     pub(super) pings: Histogram<u64>,
-    /// Visitors that connect, echo and close; in nanoseconds.
+    /// Times of visitors that connect, send bytes, get them back and close; in nanoseconds.
     pub(super) connects: Histogram<u64>,
     /// UDP round trips, in nanoseconds.
     pub(super) datagrams: Histogram<u64>,
@@ -56,10 +56,10 @@ pub(super) struct Measured {
     pub(super) datagram_sizes: &'static [usize],
 }
 
-/// Sends everything.
+/// Sends all of the demo's traffic, and measures it.
 ///
 /// # Errors
-/// What did not come back, or came back wrong.
+/// If a byte or a datagram did not come back, or other bytes came back.
 pub(super) fn send(visit: Visit) -> Result<Measured, String> {
     let Visit { web, echo } = visit;
     wait_ready(web)?;
@@ -81,14 +81,14 @@ pub(super) fn send(visit: Visit) -> Result<Measured, String> {
 /// Waits until the tunnel serves a visitor.
 ///
 /// # Errors
-/// If it does not in time.
+/// If it does not within [`READY_TIMEOUT`].
 pub(super) fn wait_ready(addr: SocketAddr) -> Result<(), String> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         match echo_once(addr, b"ready?") {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() >= deadline => {
-                return Err(format!("the tunnel does not serve: {error}"));
+                return Err(format!("the tunnel serves no visitor: {error}"));
             }
             Err(_) => thread::sleep(READY_POLL),
         }
@@ -107,7 +107,7 @@ fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Connects, echoes `bytes`, sends FIN and expects FIN.
+/// Connects, sends `bytes` and FIN, and expects the same bytes and FIN back.
 fn echo_once(addr: SocketAddr, bytes: &[u8]) -> io::Result<()> {
     let mut stream = connect(addr)?;
     stream.write_all(bytes)?;
@@ -210,7 +210,7 @@ fn datagrams(addr: SocketAddr) -> io::Result<(Histogram<u64>, u64)> {
                 attempts += 1;
                 if attempts == UDP_ATTEMPTS {
                     return Err(wrong(&format!(
-                        "a datagram of {size} bytes did not come back {attempts} times"
+                        "a datagram of {size} bytes was sent {attempts} times and never came back"
                     )));
                 }
             }
@@ -219,12 +219,12 @@ fn datagrams(addr: SocketAddr) -> io::Result<(Histogram<u64>, u64)> {
     Ok((times, lost))
 }
 
-/// Waits for the echo of a datagram. False on a timeout.
+/// Waits for the echo of a datagram. Returns false on a timeout.
 fn await_datagram(socket: &UdpSocket, sent: &[u8]) -> io::Result<bool> {
     let mut back = vec![0; 1 << 16];
     match socket.recv(&mut back) {
         Ok(length) if back[..length] == *sent => Ok(true),
-        // The late echo of a datagram that was given up has another size or another pattern.
+        // The late echo of a datagram that counts as lost has another size or another pattern.
         Ok(length) if length != sent.len() => await_datagram(socket, sent),
         Ok(_) => Err(wrong("other bytes came back")),
         Err(error)

@@ -28,7 +28,7 @@ const _: () = assert!(WAKES_PER_SECOND > BURST_PARTS);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
     bytes_per_s: u64,
-    /// When it will be full, if nothing more is taken.
+    /// The time at which the bucket will be full, if nothing more is taken.
     full_at: Instant,
 }
 
@@ -74,14 +74,14 @@ impl Bucket {
         self.full_at = from.checked_add(self.time_of(bytes)).unwrap_or(from);
     }
 
-    /// When it is worth asking again; `None` if it is now.
+    /// The time at which it is worth asking again; `None` if it is now.
     pub(crate) fn wait_until(&self, now: Instant) -> Option<Instant> {
         if self.available(now) >= self.quantum() {
             return None;
         }
         let before_full = self.time_of(self.burst() - self.quantum());
         let at = self.full_at.checked_sub(before_full).unwrap_or(now);
-        // By rounding that time may be over already.
+        // Because of rounding, that time may be over already.
         Some(at.max(now + Duration::from_nanos(1)))
     }
 }
@@ -89,9 +89,9 @@ impl Bucket {
 /// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// From the visitor.
+    /// Bytes from the visitor.
     In,
-    /// To the visitor.
+    /// Bytes to the visitor.
     Out,
 }
 

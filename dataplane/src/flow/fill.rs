@@ -19,12 +19,12 @@ pub(crate) enum Next {
 /// How much to read from a socket at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Until {
-    /// Until a call says that nothing is left. So a FIN that follows the last bytes closely is seen
-    /// with them and rides in their frame, and the segments of bulk are gathered.
+    /// Reads until a call says that nothing is left. So a FIN that follows the last bytes closely
+    /// is seen with them and rides in their frame, and the segments of bulk are gathered.
     #[default]
     Empty,
-    /// Until a call brings less than it could: nothing was left at that moment, and the next wait
-    /// reports what comes later. That is one call less for each message.
+    /// Reads until a call brings less than it could: nothing was left at that moment, and the next
+    /// wait reports what comes later. That is one call less for each message.
     Short,
 }
 

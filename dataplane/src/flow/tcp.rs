@@ -570,9 +570,9 @@ impl Flow {
                 false => self.allowed(Direction::Out, self.outward()).await,
             };
             if self.fin_read.get() {
-                // At the end of both directions the close, which comes now, sends the FIN.
+                // If both directions have ended, the socket is closed next, and that sends the FIN.
                 if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
-                    // A socket that is gone already is found by the other pump.
+                    // If the connection is gone already, the other pump notices.
                     let _gone = socket.shutdown_write();
                 }
                 return Ok(());

@@ -12,7 +12,7 @@
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
 //!   one that has stalled longest first. It is ended when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
-//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for so long in either
+//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for that time in either
 //!   direction. The table counts that itself, so that idle flows need not be woken for it.
 //!
 //! The end that has the socket judges a stall, because the other end sees only that its stream has
@@ -42,7 +42,8 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// second.
 const IDLE_ROUNDS: usize = 16;
 
-/// Most time that is counted between two looks: more has passed only if this process stood still.
+/// The most time that is counted between two looks: more has passed only if this process stood
+/// still.
 const LOOK_COUNTS_MAX: Duration = Duration::from_secs(2);
 
 /// Flows that are told to look before the core's other tasks get a turn.
@@ -81,9 +82,9 @@ struct Stall {
 }
 
 impl Stall {
-    /// Makes a look, `step` after the last one. True if the peer has taken something since, however
-    /// little; then the time begins anew. Room in the socket shows that only when a good part of
-    /// its buffer is free.
+    /// Makes a look, `step` after the last one. Returns true if the peer has taken something since,
+    /// however little; then the time begins anew. Room in the socket shows that only when a good
+    /// part of its buffer is free.
     fn look(&mut self, step: Duration, untaken_bytes: u32) -> bool {
         let before = self.untaken_bytes.replace(untaken_bytes);
         let progress = before.is_some_and(|before| untaken_bytes < before);
@@ -139,8 +140,8 @@ impl FlowState {
         self.wake();
     }
 
-    /// Makes a round of the sweep, `step` after the last one. True if the flow has moved nothing
-    /// for too long.
+    /// Makes a round of the sweep, `step` after the last one. Returns true if the flow has moved
+    /// nothing for too long.
     fn has_been_silent(&self, step: Duration) -> bool {
         let timeout = self.idle_timeout.get();
         if timeout.is_zero() || self.told.get().is_some() {
@@ -214,7 +215,7 @@ impl Table {
         }
     }
 
-    /// Makes a look of a stalled flow. True if its time is over.
+    /// Makes a look of a stalled flow. Returns true if its time is over.
     fn look(&mut self, key: usize, step: Duration, untaken_bytes: u32, timeout: Duration) -> bool {
         let state = &self.entries[key].state;
         let Some(mut stall) = state.stall.get() else {
@@ -365,7 +366,7 @@ impl fmt::Debug for TcpFlows {
     }
 }
 
-/// Has the flows of a core look around, for as long as the core runs.
+/// Makes the flows of a core look around, for as long as the core runs.
 pub(crate) async fn sweep(flows: Rc<TcpFlows>) {
     let mut last = Instant::now();
     for round in 0.. {
@@ -412,7 +413,7 @@ impl FlowWatch {
         self.state.carried_by.set((lane, stream));
     }
 
-    /// To be called at each turn of the flow's task: from now on a look or an end wakes it.
+    /// Must be called at each turn of the flow's task: from now on a look or an end wakes the task.
     pub(crate) fn attend(&self, cx: &mut Context<'_>) {
         let mut waker = self.state.waker.borrow_mut();
         match waker.as_mut() {
@@ -461,7 +462,8 @@ impl FlowWatch {
     }
 
     /// Makes a look while the flow is stalled, `step` after the last one. The socket's peer has not
-    /// taken `untaken_bytes` of what the socket has. True if the flow has stalled for too long.
+    /// taken `untaken_bytes` of what the socket has. Returns true if the flow has stalled for too
+    /// long.
     pub(crate) fn has_stalled(&self, step: Duration, untaken_bytes: u32) -> bool {
         let mut table = self.flows.table.borrow_mut();
         table.look(self.key, step, untaken_bytes, self.stall_timeout)

@@ -370,7 +370,7 @@ impl World {
 }
 
 impl Flow {
-    /// What the last look found.
+    /// The result of the last look.
     fn seen(&self) -> Option<u32> {
         self.watch
             .state

@@ -116,8 +116,8 @@ pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     Ok(Prepared(Some((setting.clone(), next))))
 }
 
-/// Has the file opened again, which may have been renamed or removed. If it cannot be opened, lines
-/// go on into the open one. This does not wait.
+/// Orders the writer to open the file again, which may have been renamed or removed. If it cannot
+/// be opened, lines go on into the open one. This does not wait.
 pub(crate) fn reopen() {
     let mut orders = orders();
     if matches!(orders.setting, Setting::File(_)) {
@@ -141,7 +141,7 @@ pub(crate) fn lost() -> (u64, u64) {
 /// Whether a start could write to this target. Makes no file.
 ///
 /// # Errors
-/// What is wrong, and what would be right.
+/// If the log cannot be written. The message says what is wrong, and what would be right.
 pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
     let Setting::File(path) = setting else {
         return Ok(());

@@ -238,7 +238,8 @@ pub(crate) fn descriptors(server: &Server, cores: usize) -> u64 {
 /// Checks the limit of open files (`None`: unlimited). Returns a warning if few are left for flows.
 ///
 /// # Errors
-/// What is needed, what there is and what to do, if the sockets need more than that.
+/// If the sockets need more than the limit. The message says how many are needed, how many there
+/// are and what to do.
 pub(crate) fn judge_descriptors(
     server: &Server,
     cores: usize,
@@ -318,7 +319,7 @@ pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -
     Failure::Input(format!("cannot bind {protocol} {addr}: {error}{hint}"))
 }
 
-/// Warns of small buffers. True if a warning was logged.
+/// Warns of small buffers. Returns true if a warning was logged.
 fn warn_of_small_buffers(granted: GrantedBuffers) -> bool {
     let smallest = granted.receive_bytes.min(granted.send_bytes);
     if smallest >= UDP_BUFFER_BYTES {

@@ -73,9 +73,9 @@ impl Source {
 pub(crate) struct CertificateView {
     /// The file, or the key of the configuration that contains the text.
     pub(crate) file: String,
-    /// When it expires, in seconds since 1970; the first one of several.
+    /// The time at which it expires, in seconds since 1970; the first one of several.
     pub(crate) expiry_s: i64,
-    /// When it expires, as text.
+    /// The time at which it expires, as text.
     pub(crate) not_after: String,
     /// Whole days until it expires; negative afterwards.
     pub(crate) days_left: i64,
@@ -111,7 +111,7 @@ impl Certificates {
         expired.collect()
     }
 
-    /// What is known of these now. It may read files.
+    /// What is known now of the certificates of this kind. This may read files.
     pub(crate) fn views(&self, kind: Kind) -> Vec<CertificateView> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (read_at, sources) = &mut *known;

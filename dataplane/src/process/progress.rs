@@ -7,10 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-/// How often a core counts.
+/// The period of a core's own clock, whose turns it counts.
 pub(crate) const BEAT: Duration = Duration::from_millis(500);
 
-/// How often `main` looks.
+/// The time between two checks of the cores by `main`.
 pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 const _: () = assert!(LOOK.as_millis() >= 2 * BEAT.as_millis());

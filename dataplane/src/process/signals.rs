@@ -1,6 +1,6 @@
 //! What each signal means to a process that serves.
 //!
-//! A signal that nobody handles ends a process without a word, with all its flows. So those that
+//! A signal that nobody handles ends a process silently, with all its flows. So those that
 //! operators, terminals and tools send by habit are handled, and answered by a line in the log. The
 //! handlers are installed before anything else begins.
 
@@ -27,7 +27,7 @@ enum Wish {
     Reload,
     Succeed,
     Nothing,
-    /// Nothing, because a log line about it would cause the next one.
+    /// Nothing is done or logged, because a log line about the signal would cause the next one.
     NothingSaid,
 }
 

@@ -25,11 +25,11 @@ pub(crate) struct Status {
     pub(crate) client: Option<Arc<ClientShared>>,
     /// The state: starting, ready, draining.
     pub(crate) readiness: Arc<Readiness>,
-    /// When the certificates expire.
+    /// The times at which the certificates expire.
     pub(crate) certificates: Certificates,
-    /// How often the configuration was read again.
+    /// The number of times that the configuration was read again.
     pub(crate) reloads: reload::Counts,
-    /// When the process started.
+    /// The time at which the process started.
     pub(crate) started: (Instant, SystemTime),
 }
 

@@ -28,9 +28,9 @@ use crate::sys::{cpu, heap};
 /// How a completion is reported to a core that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interrupts {
-    /// With its next system call (IORING_SETUP_COOP_TASKRUN).
+    /// The core is told with its next system call (IORING_SETUP_COOP_TASKRUN).
     Never,
-    /// At once, by an interrupt of its CPU.
+    /// The core is told at once, by an interrupt of its CPU.
     Always,
 }
 
@@ -78,16 +78,17 @@ pub(crate) struct CoreSetup {
 /// What a core's thread tells `main`.
 #[derive(Debug)]
 pub(crate) enum CoreReport {
-    /// Its sockets are open, but none of its tasks has run: nothing has been read or accepted.
+    /// The core's sockets are open, but none of its tasks has run: nothing has been read or
+    /// accepted.
     Opened,
-    /// All its parts run.
+    /// All parts of the core run.
     Started,
-    /// A task without which it is of no use has panicked. The rest of it goes on.
+    /// A task without which the core is of no use has panicked. The rest of the core goes on.
     Broken,
-    /// It was told to drain, and has no more flows and gets none (no core has TCP flows), or their
-    /// time is over.
+    /// The core was told to drain, and has no more flows and gets none (no core has TCP flows), or
+    /// their time is over.
     Drained,
-    /// It has ended: as told, or by a failure.
+    /// The core has ended: as told, or by a failure.
     Ended(Result<(), String>),
 }
 

@@ -1,15 +1,15 @@
 //! The last warnings and errors of the log, for the status page.
 //!
 //! Code that logs never waits: if somebody reads the warnings at that moment, a line is left out
-//! here. The log itself has it all the same.
+//! here. The log itself has the warning nevertheless.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-/// Most lines that are kept: a page of them.
+/// The most lines that are kept: a page of them.
 const LINES_MAX: usize = 20;
 
-/// Most bytes of a line that are kept.
+/// The most bytes of a line that are kept.
 const LINE_BYTES_MAX: usize = 1_024;
 
 /// The lines that are kept.

@@ -13,16 +13,16 @@ use crate::process::status::Status;
 /// A status line with other numbers is sent no more often than this.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How much more time than the drain takes the service manager is asked for, so that it sees the
-/// end.
+/// The time that the service manager is asked for in addition to that of the drain, so that it sees
+/// the end of the process.
 const END_TAKES: Duration = Duration::from_secs(10);
 
-/// How much time the service manager is asked for at once while the process stops. If it is not
-/// asked again before that is over, it takes the process for hung (EXTEND_TIMEOUT_USEC,
+/// The time that one request asks of the service manager while the process stops. If no other
+/// request comes before that is over, the manager takes the process for hung (EXTEND_TIMEOUT_USEC,
 /// sd_notify(3)).
 const EXTEND_BY: Duration = Duration::from_secs(30);
 
-/// How often it is asked: five requests may be late or lost.
+/// The time between two requests to the service manager: five requests may be late or lost.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 
 /// The time that a stopping process still asks for. There is no clock in here.

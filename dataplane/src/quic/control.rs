@@ -80,7 +80,7 @@ impl ControlReader {
         }
     }
 
-    /// Waits for data. False if the deadline came first.
+    /// Waits for data. Returns false if the deadline came first.
     async fn wait(&self, deadline: Instant) -> bool {
         if deadline <= Instant::now() {
             return false;

@@ -155,7 +155,7 @@ impl LaneEnd {
     }
 }
 
-/// Most bytes of a peer's reason that are shown.
+/// The most bytes of a peer's reason that are shown.
 const REASON_BYTES_MAX: usize = 200;
 
 /// QUIC error codes that carry a TLS alert (RFC 9001 section 4.8).

@@ -30,7 +30,7 @@ const ASK_SELDOM: Duration = Duration::from_secs(1);
 /// On long paths the lane waits for twice the round trip, but not longer than this.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
-/// What the owner of the lane is to do.
+/// What the owner of the lane must do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Duty {
     /// Send a PING.
@@ -43,13 +43,13 @@ pub(crate) struct Duty {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Instant,
-    /// What was heard when it was asked; a larger number is the answer.
+    /// The number of packets heard when the question was asked; a larger number is the answer.
     heard: u64,
     /// Whether it was answered, as [`Liveness::unanswered_since`] has found.
     answered: bool,
     /// Whether the answer was missing before, or another lane says that the peer may be gone.
     suspicious: bool,
-    /// When the first question was asked that nothing has answered yet.
+    /// The time of the first question that nothing has answered yet.
     first_at: Instant,
     /// Number of questions since then.
     count: u32,
@@ -66,7 +66,7 @@ pub(crate) struct Liveness {
     /// Whether the lane probes for itself, and alarms nobody.
     alone: bool,
     asked: Option<Asked>,
-    /// What was heard at the last look.
+    /// The number of packets heard at the last check.
     heard: u64,
     next: Option<Instant>,
 }
@@ -96,8 +96,8 @@ impl Liveness {
         }
     }
 
-    /// Has this lane ask for itself at each `interval` while another lane has the probing role: its
-    /// own path may fail where the other lane's does not.
+    /// Makes this lane ask for itself at each `interval` while another lane has the probing role:
+    /// its own path may fail where the other lane's does not.
     pub(crate) fn asks_aside(&mut self, interval: Duration, now: Instant, heard: u64) {
         self.aside = Some(interval);
         if !self.probes && self.asked.is_none() {
@@ -133,7 +133,7 @@ impl Liveness {
         }
     }
 
-    /// When to call [`Liveness::due`].
+    /// The time at which [`Liveness::due`] is to be called.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.next
     }
@@ -178,8 +178,8 @@ impl Liveness {
         }
     }
 
-    /// Since when nothing has been heard although it was asked for. `heard` is called only while an
-    /// answer is missing.
+    /// The time since which nothing has been heard although it was asked for. `heard` is called
+    /// only while an answer is missing.
     pub(crate) fn unanswered_since(&mut self, heard: impl FnOnce() -> u64) -> Option<Instant> {
         let asked = self.asked.as_mut().filter(|asked| !asked.answered)?;
         asked.answered = asked.heard != heard();

@@ -16,7 +16,8 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(2);
 /// Windows in a row that must be bad.
 const BAD_MAX: u32 = 2;
 
-/// Fewer lost packets in a window prove nothing, because they may have been all of a burst.
+/// The fewest lost packets that make a window bad. Fewer prove nothing, because they may all belong
+/// to one burst.
 const LOST_MIN: u64 = 24;
 
 /// Percentage of packets that must be lost in a bad window: more than on any path that is of use.
@@ -45,13 +46,13 @@ impl LossWatch {
         }
     }
 
-    /// When the next look is due.
+    /// The time at which the next look is due.
     pub(crate) fn next(&self) -> Instant {
         self.since + WINDOW
     }
 
-    /// The percentage of packets that are lost, if the path fails. To be called from [`Self::next`]
-    /// on, with the numbers of packets sent and lost so far.
+    /// The percentage of packets that are lost, if the path fails. Must be called from
+    /// [`Self::next`] on, with the numbers of packets sent and lost so far.
     pub(crate) fn look(&mut self, now: Instant, (sent, lost): (u64, u64)) -> Option<u64> {
         if now > self.next() + WINDOW {
             // Nobody looked for a while, because the lane took another path or was idle.
@@ -75,7 +76,7 @@ impl LossWatch {
 mod tests {
     use super::*;
 
-    /// What the watch reports after each window in which so many packets were sent and lost.
+    /// What the watch reports after each of these windows, given as packets sent and packets lost.
     fn says(windows: &[(u64, u64)]) -> Vec<bool> {
         let begin = Instant::now();
         let mut watch = LossWatch::new(begin, (1_000, 10));

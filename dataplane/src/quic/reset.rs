@@ -34,10 +34,10 @@ const LABEL: &[u8] = b"qmux-dp/2 stateless reset key";
 /// The boot id: drawn by the kernel when the machine starts, and the same in all its containers.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Smallest packet that can be a stateless reset (RFC 9000 section 10.3).
+/// The smallest packet that can be a stateless reset (RFC 9000 section 10.3).
 const RESET_BYTES_MIN: usize = 21;
 
-/// Largest stateless reset that is sent: enough to look like a packet with a short header.
+/// The largest stateless reset that is sent: enough to look like a packet with a short header.
 const RESET_BYTES_MAX: usize = 42;
 
 const TOKEN_BYTES: usize = 16;

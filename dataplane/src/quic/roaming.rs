@@ -118,7 +118,7 @@ pub(crate) struct Roaming {
     /// handshake proves the first address.
     proved: Vec<(Way, Option<Instant>)>,
     probation: Option<Probation>,
-    /// When the peer was last heard at the current address.
+    /// The time at which the peer was last heard at the current address.
     heard_at: Option<Instant>,
     strays: Option<Strays>,
     /// Set when the peer was heard at a proved address again before it had proved the next one:
@@ -270,7 +270,7 @@ impl Roaming {
         }
     }
 
-    /// Handles the answer to a challenge. True if it proves the current address.
+    /// Handles the answer to a challenge. Returns true if it proves the current address.
     pub(crate) fn answered(&mut self, nonce: u64) -> bool {
         let proves = self.probation.is_some_and(|it| it.nonce == nonce);
         if proves {
@@ -293,12 +293,13 @@ impl Roaming {
         self.proved.push((way, None));
     }
 
-    /// When [`Roaming::expire`] has something to do.
+    /// The time at which [`Roaming::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.probation?.deadline)
     }
 
-    /// Returns to the last proved address if the time for a proof is over. True if so.
+    /// Goes back to the last proved address if the time for a proof is over. Returns true if it
+    /// did.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let over = self.deadline().is_some_and(|deadline| deadline <= now);
         if over {

@@ -23,18 +23,19 @@ use crossbeam::channel::{Sender, bounded};
 /// Tickets that are kept for a server even if it has fewer lanes: some are for attempts that fail.
 const TICKETS_MIN: usize = 8;
 
-/// Most tickets kept for a server: one per lane.
+/// The most tickets kept for a server: one per lane.
 const TICKETS_MAX: usize = qmux_config::LANES_MAX as usize;
 
-/// Most servers with tickets. A client has 40 at most; the others are of earlier configurations.
+/// The most servers with tickets. A client has 40 at most; the others are of earlier
+/// configurations.
 const SERVERS_MAX: usize = 64;
 
 /// How long servers count as not sharing their ticket keys; they may do so later. A try costs no
 /// more than the ticket and a full handshake.
 const UNSHARED_FOR_S: u64 = 3_600;
 
-/// Largest session that is kept. A ticket contains the client's certificate chain, the session the
-/// server's: mostly 4 KB together.
+/// The largest session that is kept. A ticket contains the client's certificate chain, the session
+/// the server's: mostly 4 KB together.
 const SESSION_BYTES_MAX: usize = 32 << 10;
 
 /// The server of a lane, as configured.
@@ -56,7 +57,7 @@ pub(crate) struct Ticket {
     session: Arc<[u8]>,
     /// The address that gave the ticket.
     peer: SocketAddr,
-    /// When it expires, in seconds since 1970.
+    /// The time at which it expires, in seconds since 1970.
     expires_at: u64,
     /// The number of the ticket: those of one process count up in the order in which they came.
     number: u64,
@@ -81,8 +82,8 @@ struct Entry {
     identity: Identity,
     /// The tickets, oldest first.
     tickets: Vec<Ticket>,
-    /// Until when, in seconds since 1970, tickets are not offered across the addresses of the
-    /// server: one of its addresses has declined a ticket of another, so that they do not share
+    /// The time, in seconds since 1970, until which tickets are not offered across the addresses of
+    /// the server: one of its addresses has declined a ticket of another, so that they do not share
     /// ticket keys.
     unshared_until: u64,
 }
@@ -272,7 +273,8 @@ impl SessionCache {
         ticket
     }
 
-    /// Keeps a session that `peer` gave, at most `lanes` of them. False if it cannot be resumed.
+    /// Keeps a session that `peer` gave, at most `lanes` of them. Returns false if it cannot be
+    /// resumed.
     pub(crate) fn put(
         &self,
         server: &TicketServer,
@@ -361,8 +363,8 @@ fn unix_now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// When a session expires, in seconds since 1970. quiche serialises it as length and TLS session,
-/// length and transport parameters.
+/// The time at which a session expires, in seconds since 1970. quiche serialises it as length and
+/// TLS session, length and transport parameters.
 fn expiry(session: &[u8]) -> Option<u64> {
     if session.len() > SESSION_BYTES_MAX {
         return None;

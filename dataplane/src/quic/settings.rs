@@ -9,7 +9,7 @@ use qmux_config::{CongestionControl, Quic};
 use crate::sys::route;
 use crate::sys::udp::GSO_BYTES_MAX;
 
-/// Largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
+/// The largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
 /// quiche's own limit of 16,383 would waste a quarter of it.
 pub(crate) const PACKET_BYTES_MAX: usize = GSO_BYTES_MAX / 4;
 
@@ -22,7 +22,7 @@ const DATAGRAM_SEND_QUEUE: usize = 16_384;
 pub(crate) const DATAGRAM_RECEIVE_QUEUE: usize = 16_384;
 
 /// What a lane's peer may send beyond what was read, over all streams: no bound at all, as no lane
-/// ever carries so much.
+/// ever carries this much.
 ///
 /// QUIC counts what waits in a stream that nobody reads against its connection's window, and when
 /// half of that window waits, quiche grants no more of it: with 64 visitors who stop reading, at 8
@@ -47,18 +47,18 @@ const BBR_LOSS_MAX: f32 = 0.1;
 
 const _: () = assert!(PACKET_BYTES_MAX <= 16_383 && PACKET_BYTES_MAX * 4 <= GSO_BYTES_MAX);
 
-/// While BBR probes for more bandwidth, so much of what the path carries in a round trip may be on
-/// its way: the path full, and a queue of half a round trip (quiche's 2.25: of more than a whole
-/// one). It must exceed [`BBR_FULL_PATH`], or a probe would never end. 1.3 keeps the queue shorter
-/// still, but where round trips vary by more than that, as on radio links, it leaves the path empty
-/// in part.
+/// The most bytes in flight while BBR probes for more bandwidth, as a multiple of what the path
+/// carries in a round trip: a full path, and a queue of half a round trip (quiche's 2.25: a queue
+/// of more than a whole one). It must exceed [`BBR_FULL_PATH`], or a probe would never end. 1.3
+/// keeps the queue shorter still, but where round trips vary by more than that, as on radio links,
+/// it leaves the path empty in part.
 const BBR_PROBE_WINDOW: f32 = 1.5;
 
 /// What quiche takes for a full path, in the same measure (`full_bw_threshold`).
 const BBR_FULL_PATH: f32 = 1.25;
 
-/// A probe for more bandwidth ends after so many round trips in a row on a full path, or with more
-/// loss than [`BBR_LOSS_MAX`].
+/// A probe for more bandwidth ends after this many round trips in a row on a full path, or with
+/// more loss than [`BBR_LOSS_MAX`].
 ///
 /// Between two probes quiche lowers its estimate, and its window, in each round trip in which
 /// anything was lost, to what arrived of it: with 3 % lost at random by 1.5 % each time, to half
@@ -82,7 +82,7 @@ const _: () = assert!(BBR_PROBE_WINDOW > BBR_FULL_PATH);
 ///
 /// Tried and not taken: other ways to lower the estimate on loss (`bw_lo_reduction_strategy`) lower
 /// it while a connection starts, too, where one early loss stops its growth; pacing faster by the
-/// share that gets lost does not help, as the window shrinks all the same; `probe_bw_cwnd_gain` and
+/// share that gets lost does not help, as the window shrinks nevertheless; `probe_bw_cwnd_gain` and
 /// `disable_probe_down_early_exit` gain nothing; gentler probes (`probe_bw_probe_up_pacing_gain`
 /// 1.1) do not notice that a small queue is full. What is left of 1 % and 3 % is the look for the
 /// shortest round trip every 10 s: quiche takes losses of that time, too, for a sign of a slower
@@ -167,9 +167,9 @@ pub(crate) fn transport(
     Ok(config)
 }
 
-/// Has a server take early data only under the limits under which its ticket was made. The client
-/// applies those, and a server that has lowered its limits must not accept the early data (RFC
-/// 9000, section 7.4.1). quiche ties early data to nothing.
+/// Makes a server accept early data only under the limits under which its ticket was made. The
+/// client applies those, and a server that has lowered its limits must not accept the early data
+/// (RFC 9000, section 7.4.1). quiche ties early data to nothing.
 fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
     let context = format!(
         "qmux-dp/1 early data {} {} {}",

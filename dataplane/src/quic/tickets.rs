@@ -83,7 +83,7 @@ impl KeyRing {
         rotated || self.keys.len() != count
     }
 
-    /// When the next tick is due; `None` if never.
+    /// The time at which the next tick is due; `None` if never.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
         (!self.interval.is_zero()).then(|| self.keys[0].0 + self.interval)
     }
@@ -166,8 +166,8 @@ impl TicketKeys {
         Ok((keys, keeper))
     }
 
-    /// Has the tickets of a server's context sealed and opened with these keys. The context must
-    /// stay on the core that owns the counters.
+    /// Makes a server's context seal and open tickets with these keys. The context must stay on the
+    /// core that owns the counters.
     pub(crate) fn serve(self: &Arc<Self>, context: &mut SslContextBuilder, of: &Arc<CoreCounters>) {
         tls::set_ticket_keys(context, self.source(of));
     }

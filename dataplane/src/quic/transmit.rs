@@ -6,31 +6,32 @@ use super::lane::{CONTROL_STREAM, Lane};
 use super::roaming::Way;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
-/// How much before its time a packet may leave, so that several leave at once. It bounds a burst:
-/// what the path takes in one millisecond is 17 packets of 1,472 bytes at 200 Mbit/s.
+/// How long before its pacing time a packet may be sent, so that one call sends several. It bounds
+/// a burst: at 200 Mbit/s, a millisecond is 17 packets of 1,472 bytes.
 const PACING_BURST: Duration = Duration::from_millis(1);
 
-/// The lane gets its next turn when this much of a burst is still ahead. quiche's pacer does not
-/// make up for lost time: a turn must come before the last packet's time is over, and half a burst
-/// is ten times what a fine timer is late.
+/// How long before the pacing time of its next packet a lane gets its next turn. quiche's pacer
+/// does not make up for lost time, so the turn must come before that time; half a burst is ten
+/// times the lateness of a fine timer.
 const PACING_REST: Duration = Duration::from_micros(500);
 
 const _: () = assert!(PACING_REST.as_micros() < PACING_BURST.as_micros());
 
-/// Room behind a full batch for the packet that does not fit it: quiche may produce its largest
-/// packet, a probe.
+/// Space in the buffer behind a full batch, for a packet that does not fit into the batch: quiche
+/// may produce its largest packet, an MTU probe.
 const SPARE_BYTES: usize = 16_384;
 
 /// The bytes for one send call, and their destination.
 #[derive(Debug)]
 pub(super) struct Batch {
     buffer: Vec<u8>,
-    /// The batch to send is `..end`. A packet that did not fit it lies behind.
+    /// The batch to send is `..end` of the buffer. A packet that did not fit into it follows at
+    /// `end`.
     end: usize,
     carried: Option<Packet>,
     segment: usize,
     to: Option<Way>,
-    /// Whether the first packet goes alone.
+    /// Whether the first packet must be sent alone.
     alone: bool,
     /// The key of the lane whose packets are kept here until the socket takes them.
     unsent_of: Option<u64>,
@@ -40,12 +41,12 @@ pub(super) struct Batch {
 struct Packet {
     length: usize,
     to: Way,
-    /// Whether the batch is a probe of the path's MTU: if it is refused, nothing else must be
-    /// refused with it.
+    /// Whether the packet is a probe of the path's MTU. The kernel may refuse to send it, so no
+    /// other packet may be in the same call.
     probe: bool,
 }
 
-/// What one send call sends.
+/// The packets of one send call.
 #[derive(Debug)]
 pub(super) struct Ready<'a> {
     pub(super) bytes: &'a [u8],
@@ -92,9 +93,9 @@ impl Batch {
         let to = lane.way();
         let mut conn = lane.conn.borrow_mut();
         lane.release_at.set(None);
-        // TCP has a pace of its own, and says when it is full. After a time without any
-        // acknowledgement quiche's next packet may be seconds away, and on a new path nothing is in
-        // front of it.
+        // TCP (under TLS) paces by itself, and says when it is full. A lane that hurries is not
+        // paced either: after a time without any acknowledgement quiche's pacer may hold the next
+        // packet back for seconds, and on a new path no packet is in flight before it.
         let unpaced = lane.hurries.take() || to.tls.is_some();
         loop {
             let used = self.end;
@@ -121,8 +122,8 @@ impl Batch {
             let Some(room) = lane.send_budget(self.buffer.len() - self.end) else {
                 return Filled::All;
             };
-            // Not earlier: a lane whose pace, or whose path, lets nothing go still owes its
-            // acknowledgements.
+            // This stands behind the two returns above: a lane that sends nothing, because of its
+            // pacing or of the budget of its path, still has its acknowledgements to send.
             lane.acks_sent();
             let out = &mut self.buffer[self.end..self.end + room];
             let Ok((length, _addresses)) = conn.send(out) else {
@@ -142,7 +143,7 @@ impl Batch {
         }
     }
 
-    /// What is to be sent now, if anything.
+    /// The packets that are to be sent now, if any.
     pub(super) fn ready(&self) -> Option<Ready<'_>> {
         let way = self.to?;
         let bytes = &self.buffer[..self.end];
@@ -153,8 +154,8 @@ impl Batch {
         })
     }
 
-    /// Keeps the packets of this lane that are ready, because the socket had no room for them.
-    /// Nothing may be filled in before they are sent.
+    /// Keeps the packets of this lane that are ready, because the socket had no room for them. The
+    /// batch must not be filled again before they are sent.
     pub(super) fn keep_for(&mut self, lane: u64) {
         self.unsent_of = Some(lane);
     }

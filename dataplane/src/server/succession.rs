@@ -16,11 +16,11 @@ use socket2::Socket;
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum SocketUse {
-    /// For clients, QUIC.
+    /// QUIC packets of clients.
     Quic,
-    /// For TCP visitors.
+    /// Connections of TCP visitors.
     Tcp,
-    /// For UDP visitors.
+    /// Datagrams of UDP visitors.
     Udp,
 }
 

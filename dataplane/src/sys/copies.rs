@@ -20,7 +20,7 @@ const TUNABLES: &str = "GLIBC_TUNABLES";
 /// The tunable: the least number of bytes that are copied by `rep movsb`.
 const TUNABLE: &str = "glibc.cpu.x86_rep_movsb_threshold";
 
-/// More bytes than are ever copied at once.
+/// A threshold that is never reached: more bytes than are ever copied at once.
 const NEVER_BYTES: usize = 1 << 30;
 
 /// Holds the number of the process that has started itself once more, so that it does not do so for
@@ -61,7 +61,7 @@ fn may_start_anew() -> bool {
 
 fn start_anew(tunables: Option<OsString>) -> io::Result<Infallible> {
     let mut arguments = env::args_os();
-    // Not /proc/self/exe, by whose name the process would go then.
+    // This is not /proc/self/exe, because the process would then have the name "exe".
     let mut program = Command::new(env::current_exe()?);
     if let Some(name) = arguments.next() {
         program.arg0(name);

@@ -68,7 +68,7 @@ pub(crate) fn places(cores: usize, allowed: Allowed, from_end: bool) -> Vec<Opti
     order.into_iter().cycle().take(cores).map(Some).collect()
 }
 
-/// Pins the calling thread. False if the system refuses.
+/// Pins the calling thread. Returns false if the system refuses.
 pub(crate) fn pin_current_thread(cpu: usize) -> bool {
     core_affinity::set_for_current(CoreId { id: cpu })
 }

@@ -31,7 +31,7 @@ pub(crate) mod wake;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Most cores of one process: the index is one byte of a connection id (`qmux_proto::cid`), by
+/// The most cores of one process: the index is one byte of a connection id (`qmux_proto::cid`), by
 /// which [`steering`] finds the core.
 pub(crate) const CORES_MAX: usize = 256;
 

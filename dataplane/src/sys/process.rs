@@ -9,14 +9,14 @@ use rustix::time::{ClockId, clock_gettime};
 /// Bytes of a host's name that are used: Linux allows no more (gethostname(2)).
 const HOST_NAME_BYTES_MAX: usize = 64;
 
-/// What the kernel tells about this process; `None` where it does not.
+/// The numbers that the kernel has about this process; `None` where it does not tell.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
     /// Resident memory in bytes.
     pub(crate) resident_bytes: Option<u64>,
     /// Open file descriptors.
     pub(crate) open_files: Option<u64>,
-    /// Most file descriptors that may be open; `None` also if there is no limit.
+    /// The most file descriptors that may be open; `None` also if there is no limit.
     pub(crate) open_files_max: Option<u64>,
 }
 

@@ -16,7 +16,7 @@ const HEADERS_V6_BYTES: usize = 40 + 8;
 /// How long an answer is reused: routes change, and a client may dial just when they do.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// Most answers that are kept. Anybody can begin handshakes from any number of addresses.
+/// The most answers that are kept. Anybody can begin handshakes from any number of addresses.
 const ANSWERS_MAX: usize = 256;
 
 thread_local! {
@@ -57,7 +57,7 @@ impl Answers {
         }
         let answer = ask(peer)?;
         if self.0.len() >= ANSWERS_MAX {
-            // This happens at most once for so many new addresses.
+            // This happens at most once for every `ANSWERS_MAX` new addresses.
             self.0.clear();
         }
         self.0.insert(key, (now, answer));

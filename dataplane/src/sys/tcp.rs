@@ -38,9 +38,9 @@ const ONE_SEGMENT_BYTES: usize = 536;
 /// over before that, and each option is a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Later {
-    /// It is set, or was inherited from the listening socket.
+    /// The option is set, or was inherited from the listening socket.
     Set,
-    /// It must be set as soon as something has been written.
+    /// The option must be set as soon as something has been written.
     Unset,
 }
 
@@ -114,7 +114,7 @@ impl TcpSocket {
     }
 
     /// Ends both directions, whoever else holds the descriptor: all waits for the socket are over.
-    /// What was written is still sent.
+    /// Bytes that were written are still sent.
     pub(crate) fn shut(&self) {
         // This fails only on a socket that is already gone.
         let _gone = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
@@ -278,7 +278,7 @@ fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Begins to connect, or asks for the result. True if that is not known yet.
+/// Begins to connect, or asks for the result. Returns true if that is not known yet.
 fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
     match socket.connect(&SockAddr::from(addr)) {
         Ok(()) => Ok(false),

@@ -32,7 +32,7 @@ impl FineTimer {
         })
     }
 
-    /// Has the timer fire once, `after` from now, instead of when it was set to.
+    /// Sets the timer to fire once, `after` from now, in place of the time that it was set to.
     pub(crate) fn set(&self, after: Duration) -> io::Result<()> {
         let zero = Timespec {
             tv_sec: 0,

@@ -23,8 +23,8 @@ pub(crate) trait TicketKeySource: Send + Sync + 'static {
     fn open(&self, name: &[u8; TICKET_KEY_NAME_BYTES]) -> Option<(TicketKey, bool)>;
 }
 
-/// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256
-/// (RFC 5077, section 4).
+/// Makes `tls` seal and open tickets with the keys of `source`: AES-CBC, then HMAC-SHA-256 (RFC
+/// 5077, section 4).
 pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKeySource) {
     // SAFETY: the callback must fill in the name and the initialization vector and set up both
     // contexts when it seals, and set up both contexts when it opens, before it answers `Success`
@@ -72,7 +72,7 @@ pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
 
 /// Sets what must be the same now as when a ticket was made, for early data to be accepted (RFC
 /// 9001, section 4.6.1). Sessions are resumed nevertheless. For servers, before the ClientHello is
-/// processed. False if there is no memory.
+/// processed. Returns false if there is no memory.
 pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
     // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length
     // is passed with them.
@@ -140,8 +140,8 @@ pub(crate) enum ListRefused {
     Failed,
 }
 
-/// Has `store` refuse the certificates on the lists of `pem`, each of which one of `authorities`
-/// must have signed.
+/// Makes `store` refuse the certificates on the revocation lists of `pem`, each of which must be
+/// signed by one of `authorities`.
 ///
 /// # Errors
 /// What is wrong with the lists; the store is not to be used then.
@@ -242,7 +242,7 @@ unsafe fn judge_list(
 
 /// Whether a certificate is accepted in spite of this error: its CA has no revocation list here, or
 /// none that covers it; or the list should have been replaced by a later one, or was issued by a CA
-/// whose clock is ahead. Certificates on the list are refused all the same. An operator who forgets
+/// whose clock is ahead. Certificates on the list are refused nevertheless. An operator who forgets
 /// to renew it, or has a wrong clock, must not lose every client by that.
 pub(crate) fn is_tolerated(error: c_int) -> bool {
     matches!(

@@ -45,7 +45,7 @@ impl WakeSender {
         let _ended = self.socket.send(&[1]);
     }
 
-    /// To be called by the receiving core before it looks at what it was woken for.
+    /// Must be called by the receiving core before it looks at what it was woken for.
     pub(crate) fn rearm(&self) {
         // This is a swap and not a store, because it must read the senders' swaps to see what they
         // wrote before them.

@@ -17,7 +17,7 @@ use crate::support::wait::{self, PATIENCE};
 use crate::support::{counters, subject};
 
 const VISITORS: usize = 20;
-/// Smaller than what waits for the peer.
+/// A socket buffer that is smaller than what waits for the peer.
 const BUFFER_BYTES: usize = 16 << 10;
 /// A sender that has got rid of nothing for this long is taken to be stalled. Too short a time only
 /// makes the test look early.

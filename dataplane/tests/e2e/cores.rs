@@ -13,8 +13,8 @@ use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 
-/// Enough that the kernel's hash leaves no core of four without visitors: a core that gets none of
-/// 400 by chance is one in 10^49.
+/// So many visitors that the kernel's hash leaves no core of four without any: a core that gets
+/// none of 400 by chance is one in 10^49.
 const VISITORS: usize = 400;
 
 fn tunnel(server: usize, client: usize, lanes: &'static str, tcp: &TcpService) -> Tunnel {

@@ -6,8 +6,8 @@ use crate::support::peers;
 use crate::support::program::Launch;
 use crate::support::tunnel::{Site, Tunnel};
 
-/// More than 512 bytes of answer, in strings of at most 255 (RFC 1035), on a line of dnsmasq's at
-/// most 1,025.
+/// A text that makes an answer of more than 512 bytes, in strings of at most 255 (RFC 1035), on a
+/// line of dnsmasq's at most 1,025.
 fn long_text() -> String {
     (0..4)
         .map(|string| format!(",{}", char::from(b'a' + string).to_string().repeat(200)))

@@ -9,7 +9,7 @@ use crate::support::tunnel::Tunnel;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait::PATIENCE;
 
-/// Enough to exceed every buffer on the way.
+/// A transfer, in bytes, that exceeds every buffer on the way.
 const LARGE: usize = 32 << 20;
 /// How long a direction that must stay open is watched.
 const WATCH: Duration = Duration::from_millis(300);

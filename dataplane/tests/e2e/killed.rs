@@ -16,11 +16,11 @@ use crate::support::wait;
 
 /// Transfers that are under way when the process is killed.
 const TRANSFERS: usize = 40;
-/// What each of them has moved by then.
+/// The bytes that each of these transfers has moved by then.
 const UNDER_WAY_BYTES: usize = 64 << 10;
-/// Length of the short ones.
+/// The length of a short transfer.
 const SHORT_BYTES: usize = 256 << 10;
-/// Visitors that come one after another with short ones, at a time.
+/// Queues of visitors: in each of them, visitors with short transfers come one after another.
 const QUEUES: usize = 8;
 
 #[derive(Clone, Copy)]

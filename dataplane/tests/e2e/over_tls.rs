@@ -1,4 +1,4 @@
-//! Lanes over TLS: where UDP does not pass, visitors are served all the same.
+//! Lanes over TLS: where UDP does not pass, visitors are served nevertheless.
 
 use crate::support::program::Program;
 use crate::support::random::Random;

@@ -188,7 +188,7 @@ fn nginx_behind_the_tunnel_logs_the_address_of_haproxys_visitor() {
         fs::write(root.join("hello"), "hello\n").expect("written");
         let nginx = peers::nginx_behind_proxy(&site, root.to_str().expect("UTF-8"));
         let server = ServerSetup {
-            // Behind the keys of its only listener.
+            // These keys follow those of the server's only listener.
             listeners: vec!["tcp\"\naccept_proxy_from = [\"127.0.0.1\"]\nidle_timeout = \"0s"],
             ..ServerSetup::default()
         };

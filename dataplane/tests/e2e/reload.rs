@@ -53,7 +53,7 @@ impl ConfigFile {
         self.write(&(self.text() + text));
     }
 
-    /// Has the program read the file. The answer comes when all cores have taken it up.
+    /// Orders the program to read the file again. The answer comes when all cores have taken it up.
     fn reload(&self) -> http::Answer {
         post(self.admin, "/reload")
     }

@@ -52,7 +52,7 @@ fn a_services_reset_arrives_at_the_visitor_as_a_reset() {
 fn a_reset_in_the_middle_of_a_transfer_is_no_clean_end() {
     let service = TcpService::start(|mut stream| {
         visitor::send_random(&mut stream, 1, 1 << 20).expect("sent");
-        // Not before the visitor has some of it.
+        // The reset must not come before the visitor has some of the transfer.
         let mut byte = [0; 1];
         stream.read_exact(&mut byte).expect("a byte");
         visitor::reset(stream);
@@ -145,7 +145,7 @@ fn a_connection_without_a_client_is_reset() {
     use crate::support::tunnel::{Server, ServerSetup, Site};
     let site = Site::new();
     let server = Server::start(&site, &ServerSetup::default());
-    // Held for a moment or reset at once: never served, never ended cleanly.
+    // The visitor is held for a moment or reset at once: never served, never ended cleanly.
     let ending = visitor::ending_of(server.traffic(), b"");
     assert_eq!(ending, Ending::Reset(Vec::new()));
 }

@@ -41,7 +41,7 @@ struct Mapping {
     gone: Arc<AtomicBool>,
 }
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct Shared {
     inside: UdpSocket,
     server: SocketAddr,
@@ -86,7 +86,7 @@ impl Relay {
         }
     }
 
-    /// Where clients dial.
+    /// The address that clients dial.
     fn address(&self) -> SocketAddr {
         self.shared.inside.local_addr().expect("bound")
     }
@@ -252,7 +252,7 @@ fn move_on_the_way(progress: &Progress, relay: &Relay) {
 fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     const PIECES: usize = 100;
     // Long after the last of the moves is due: where the thread that makes them has been kept
-    // waiting, the transfer must not end before.
+    // waiting, the transfer must not end before the last move.
     const PIECES_BEFORE_LAST_MOVE_MAX: usize = 80;
     for piece in 0..PIECES {
         if piece == PIECES_BEFORE_LAST_MOVE_MAX {
@@ -267,7 +267,7 @@ fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     }
 }
 
-/// What [`receive`] expects.
+/// Sends the bytes that [`receive`] expects.
 fn send(stream: &mut std::net::TcpStream, seed: u64) {
     const PIECES: usize = 100;
     for piece in 0..PIECES {

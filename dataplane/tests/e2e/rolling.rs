@@ -19,11 +19,12 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_laun
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Longer than the transfers, which last until both servers have been told to stop.
+/// A drain may take longer than the transfers, which last until both servers have been told to
+/// stop.
 const DRAIN: &str = "drain_timeout = \"2m\"";
 
-/// Visitors with a small exchange: so many threads, each with one visitor per period, are 200 a
-/// second.
+/// Visitors with a small exchange: these threads, each with one visitor per period, make 200
+/// visitors per second.
 const THREADS: usize = 20;
 const PERIOD: Duration = Duration::from_millis(100);
 
@@ -32,7 +33,8 @@ const TRANSFERS: usize = 4;
 const STEP_BYTES: usize = 64 << 10;
 const STEP_PAUSE: Duration = Duration::from_millis(20);
 
-/// Restarts begin and end with so many visitors served by both servers.
+/// This many visitors are served before a server is told to stop, while it drains, and after its
+/// restart.
 const VISITORS_BETWEEN: usize = 100;
 
 fn server(site: &Site, name: &'static str) -> (Server, SocketAddr) {

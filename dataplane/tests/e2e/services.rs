@@ -424,7 +424,7 @@ fn listeners_and_named_services_stand_in_one_file() {
         "[[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
          protocol = \"both\"\n"
     );
-    // Without entries: every authenticated client may serve everything.
+    // The server has no entries: every authenticated client may serve everything.
     let door = tcp_door(&site, &["web"], &[listener]);
     let (nameless, named) = (TcpService::echo(), TcpService::echo());
     let _old = start_client(&site, &ClientSetup::default(), quic, nameless.address);

@@ -30,7 +30,7 @@ const PROGRESS_BYTES: u64 = 256 << 10;
 const REQUESTS: usize = 100;
 const REQUESTS_AT_A_TIME: usize = 10;
 
-/// What the service sends at a time.
+/// The bytes that the service sends at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// A service that does as the visitor's first byte says: `s` send without end, else echo.

@@ -269,9 +269,9 @@ fn a_second_server_on_the_same_ports_names_the_address() {
 #[derive(Debug, PartialEq, Eq)]
 enum Visit {
     Served,
-    /// It never got in, and knows that.
+    /// The visitor never got in, and knows that.
     Refused,
-    /// It got in, and was not served.
+    /// The visitor got in, and was not served.
     Lost(String),
 }
 

@@ -42,7 +42,7 @@ const SMALL_BUFFER_BYTES: usize = 16 << 10;
 /// Bytes of an honest visitor.
 const HONEST_BYTES: usize = 1 << 20;
 
-/// What the service sends or takes at a time.
+/// The bytes that the service sends or takes at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// A service that does as the visitor's first byte says: `e` echo, `s` send without end, `n` never
@@ -240,7 +240,8 @@ fn services_that_stop_reading_end_their_flows_before_the_client_is_out_of_memory
     }
 }
 
-/// What a control group allows each program, flows or not. Half of it is the limit for flows.
+/// The memory that a control group allows each program, for flows and all else. Half of it is the
+/// limit for flows.
 const GROUP_BYTES: u64 = 128 << 20;
 
 /// Flows that stall on each side. Together they would hold nearly twice what the group allows.

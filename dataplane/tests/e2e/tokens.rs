@@ -14,7 +14,7 @@ use crate::support::visitor;
 
 const TOKEN: &str = "method = \"token\"\ntoken = \"correct horse battery\"";
 
-/// What must be in no log.
+/// The secrets that must not be in any log.
 const SECRETS: [&str; 2] = ["correct horse", "wrong pony"];
 
 fn server_with_token() -> ServerSetup {

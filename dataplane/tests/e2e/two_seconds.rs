@@ -21,7 +21,7 @@ use crate::support::wait;
 
 const ROUND_ROBIN: &str = "load_balancer = \"round-robin\"";
 
-/// What ends a lane whose peer is dead.
+/// Whether this line of a log says that a timeout has ended a lane, because its peer is dead.
 fn by_timeout(line: &str) -> bool {
     line.contains("client down") || line.contains("server down")
 }
@@ -37,7 +37,7 @@ fn metric(admin: SocketAddr, name: &str) -> f64 {
     http::metric(&metrics, &format!("qmux_dp_{name}_total"))
 }
 
-/// Checks that so many visitors at the same time each get their echo.
+/// Checks that this many visitors at the same time each get their echo.
 fn all_are_served(address: SocketAddr, visitors: usize) {
     thread::scope(|scope| {
         for _ in 0..visitors {

@@ -30,7 +30,7 @@ const INSIDE: &str = "QMUX_E2E_IN_OWN_NETWORK";
 /// Seed of a download's bytes.
 const SEED: u64 = 12;
 
-/// What a download brings at a time, and how long it rests after that: 25 MB/s at most.
+/// The bytes that a download brings at a time, and the pause after that: 25 MB/s at most.
 const PIECE_BYTES: usize = 1 << 20;
 const PIECE_PAUSE: Duration = Duration::from_millis(40);
 
@@ -115,7 +115,7 @@ fn nft(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Has the network drop what `way` says.
+/// Makes the network drop the packets that `way` names.
 fn block(way: &Way, door: SocketAddr) {
     let port = door.port().to_string();
     let mut script =
@@ -130,7 +130,7 @@ fn pass_again() {
     nft("delete table ip t");
 }
 
-/// A service: `d` asks for a download of so many bytes, a zero is the first byte of a visitor's
+/// A service: `d` asks for a download of `download_bytes`, a zero is the first byte of a visitor's
 /// request, and whatever else is typed comes back.
 fn service(download_bytes: usize) -> TcpService {
     TcpService::start(move |mut stream| {
@@ -177,7 +177,7 @@ struct Traffic {
     visits: Visits,
 }
 
-/// What was observed.
+/// The observations of a visitor.
 struct Seen {
     /// The longest time without a byte of the download, without an answer to a line, and without
     /// an answer to a datagram.

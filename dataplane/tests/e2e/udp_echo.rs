@@ -184,7 +184,7 @@ fn small_payloads_that_come_at_once_share_a_bundle() {
         for payload in &payloads {
             visitor.send(payload);
         }
-        // In this order, unless one was lost on a busy machine.
+        // The echoes come in this order, unless one was lost on a busy machine.
         for payload in &payloads {
             if !visitor.receive(payload) {
                 visitor.echo(payload);

@@ -55,7 +55,7 @@ code_enum! {
         Draining = 4 => "the server is draining",
         /// A limit on clients or lanes is reached.
         LimitReached = 5 => "a limit is reached",
-        /// The Register message makes no sense.
+        /// The Register message is not valid.
         BadRequest = 6 => "the request is not valid",
         /// The client is authenticated, but is none of those that may serve here.
         NotAdmitted = 7 => "the client is not among those that may serve here",

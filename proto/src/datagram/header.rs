@@ -48,9 +48,9 @@ pub enum Header<'a> {
         flow_id: u64,
         /// The packet, counted within the flow and direction; at most [`varint::MAX`].
         packet_id: u64,
-        /// Which part, from 0, below `count`.
+        /// The index of the fragment, from 0, below `count`.
         index: u8,
-        /// How many parts the packet has, 1 to [`FRAGMENTS_MAX`].
+        /// The number of fragments of the packet, 1 to [`FRAGMENTS_MAX`].
         count: u8,
     },
     /// A part of a packet of a flow that the peer may not know yet.
@@ -59,9 +59,9 @@ pub enum Header<'a> {
         flow_id: u64,
         /// The packet, counted within the flow and direction; at most [`varint::MAX`].
         packet_id: u64,
-        /// Which part, from 0, below `count`.
+        /// The index of the fragment, from 0, below `count`.
         index: u8,
-        /// How many parts the packet has, 1 to [`FRAGMENTS_MAX`].
+        /// The number of fragments of the packet, 1 to [`FRAGMENTS_MAX`].
         count: u8,
         /// The address of the visitor, as the server sees it.
         visitor: SocketAddr,

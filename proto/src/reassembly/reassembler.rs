@@ -113,7 +113,7 @@ impl Reassembler {
         expired
     }
 
-    /// When the oldest packet expires; `None` without an incomplete packet.
+    /// The time at which the oldest packet expires; `None` without an incomplete packet.
     pub fn next_expiry(&self) -> Option<Instant> {
         let oldest = self.age.oldest()?;
         self.packets

@@ -12,7 +12,7 @@ use qmux_proto::{DecodeError, FLOW_ID_MAX, varint};
 
 use crate::strategies::{address, damaged, flow_id, number, service};
 
-/// What a header is made of; which fields it uses depends on its kind.
+/// The parts of a header; which of them it uses depends on its kind.
 #[derive(Clone, Debug)]
 struct Parts {
     kind: u8,

@@ -26,7 +26,7 @@ use super::credentials::{Credentials, Noted};
 /// The first stream that a client opens.
 const CONTROL_STREAM: u64 = 0;
 
-/// Longest wait for a packet before the clock is looked at.
+/// The longest wait for a packet before the clock is looked at.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How long to search for the path MTU once the lane is registered: some ten probes, each of a
@@ -88,7 +88,7 @@ pub(super) enum End {
     BadServer(X509VerifyError),
     /// The server's QUIC stack closed the connection, perhaps with a TLS alert.
     ClosedByPeer(u64),
-    /// It ended for another reason.
+    /// The connection ended for another reason.
     Broken(String),
     /// The server asks for a token, and there is none.
     TokenWanted,
@@ -498,7 +498,7 @@ fn socket(peer: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Has packets to `peer` refused rather than fragmented.
+/// Makes the kernel refuse packets to `peer` that it would have to fragment.
 pub(super) fn never_fragment(socket: impl std::os::fd::AsFd, peer: SocketAddr) -> io::Result<()> {
     use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
     match peer {

@@ -18,7 +18,7 @@ const SMALL_PAYLOAD_BYTES: usize = 32;
 /// repeated after a second (tcp(7)).
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
-/// What works, and what does not.
+/// The steps that work, and the cause why a step does not.
 pub(super) struct Findings {
     pub(super) fine: Vec<(Step, String)>,
     pub(super) cause: Option<Cause>,

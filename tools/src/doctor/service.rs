@@ -71,7 +71,7 @@ impl Local<'_> {
     }
 }
 
-/// False if the network reports that nobody listens, or that there is no route.
+/// Returns false if the network reports that nobody listens, or that there is no route.
 fn may_take_udp(address: SocketAddr) -> bool {
     let tried = || -> std::io::Result<()> {
         let any = if address.is_ipv4() {

@@ -1,5 +1,5 @@
-//! What the user of `top` has chosen by keys, and the resulting picture. This module knows no
-//! terminal.
+//! What the user of `qmux-ctl top` has chosen by keys (table, sorting, filter, scrolling), and how
+//! the screen is drawn from that. The module itself neither reads from nor writes to a terminal.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::tables::{self, Table};
 use crate::status::model::Status;
 use crate::status::units::time;
 
-/// Characters of a filter.
+/// The most characters that a filter may have.
 const FILTER_CHARS_MAX: usize = 60;
 
 /// The meaning of the keys, shown at the bottom.
@@ -30,7 +30,7 @@ pub(super) struct View {
     column: usize,
     descending: bool,
     filter: String,
-    /// Whether keys go into the filter.
+    /// Whether the user is typing the filter: keys are added to it.
     typing: bool,
     /// Number of rows above the first one that is shown.
     scrolled: usize,
@@ -39,20 +39,20 @@ pub(super) struct View {
 /// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// Draw a new picture.
+    /// Draw the screen again.
     Go,
     /// End the program.
     Quit,
 }
 
-/// What is known of the program that is watched.
+/// What `top` knows about the process that it watches.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// The newest status.
     pub(super) now: Status,
     /// The status before it, and the time between them.
     pub(super) before: Option<(Status, Duration)>,
-    /// The reason why there is no newer one.
+    /// The reason why there is no newer status.
     pub(super) trouble: Option<String>,
 }
 
@@ -86,7 +86,7 @@ impl View {
                 (self.column, self.scrolled) = (0, 0);
             }
             KeyCode::Char('s') => self.column += 1,
-            // This goes around to the last column; the drawing knows how many there are.
+            // `usize::MAX` is the last column: only `chosen` knows how many columns there are.
             KeyCode::Char('S') => self.column = self.column.checked_sub(1).unwrap_or(usize::MAX),
             KeyCode::Char('r') => self.descending = !self.descending,
             KeyCode::Char('/') => self.typing = true,
@@ -120,7 +120,7 @@ impl View {
         Some((table, titles))
     }
 
-    /// Draws everything.
+    /// Draws the lines at the top, the chosen table, and the line of keys.
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>, seen: &Seen) {
         let [head, middle, foot] = Layout::vertical([
             Constraint::Length(2),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_come_of_two_looks_and_rows_are_in_the_order_of_the_chosen_column() {
+    fn rates_are_computed_from_two_statuses_and_rows_are_sorted_by_the_chosen_column() {
         let mut view = View::default();
         let text = picture(&mut view, &seen());
         assert!(text.contains("qmux-dp 1.2"), "{text}");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_leaves_the_rows_that_hold_it_and_takes_the_other_keys() {
+    fn a_filter_shows_only_rows_that_contain_it_and_gets_all_keys_while_it_is_typed() {
         let mut view = View::default();
         press(&mut view, "/Sq");
         view.key(KeyCode::Backspace);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_and_columns_go_round_and_trouble_is_shown() {
+    fn the_choice_of_table_and_column_wraps_around_and_trouble_is_shown() {
         let mut view = View::default();
         view.key(KeyCode::Tab);
         assert!(picture(&mut view, &seen()).contains("CLIENT▲"));

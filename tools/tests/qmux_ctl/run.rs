@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What one run left behind.
+/// The result of one run.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,

@@ -19,7 +19,7 @@ impl Backoff {
         Self { bound: FIRST }
     }
 
-    /// The next wait, of which `random` from 0.0 to 1.0 says how much of the bound it takes.
+    /// The next wait. `random`, from 0.0 to 1.0, is its share of the bound.
     pub(super) fn next(&mut self, random: f64) -> Duration {
         let wait = self.bound.mul_f64(random.clamp(0.0, 1.0));
         self.bound = (self.bound * 2).min(MAX);

@@ -27,7 +27,7 @@ pub(super) async fn accept_flows(lane: &Arc<Lane>, shared: &Arc<Shared>) {
     while let Ok((send, recv)) = lane.connection.accept_bi().await {
         let recv = Receiver::new(recv, &lane.receivers);
         let (lane, shared) = (Arc::clone(lane), Arc::clone(shared));
-        // Counted here and not in its task, so that draining cannot overlook it.
+        // The flow is counted here and not in its task, so that draining cannot overlook it.
         let counted = shared.tcp_flows.open();
         tokio::spawn(async move {
             let _counted = counted;
@@ -56,7 +56,7 @@ async fn serve(mut send: SendStream, mut recv: Receiver, lane: &Lane, shared: &S
     }
 }
 
-/// Reads the Open header. Returns what was read of the visitor's bytes behind it.
+/// Reads the Open header. Returns those of the visitor's bytes that were read along with it.
 async fn read_header(recv: &mut Receiver) -> Result<Bytes, FlowError> {
     let mut bytes = Bytes::new();
     loop {
@@ -78,7 +78,8 @@ async fn read_header(recv: &mut Receiver) -> Result<Bytes, FlowError> {
     }
 }
 
-/// Almost always the header comes in one piece, and nothing is copied.
+/// Joins two pieces of a stream. The header almost always arrives in one piece: then `before` is
+/// empty, and nothing is copied.
 fn join(before: Bytes, after: Bytes) -> Bytes {
     if before.is_empty() {
         return after;
@@ -92,7 +93,7 @@ async fn dial(shared: &Shared) -> Result<TcpStream, FlowError> {
     let service = (shared.local.0.as_str(), shared.local.1);
     match timeout(DIAL_TIMEOUT, TcpStream::connect(service)).await {
         Ok(Ok(socket)) => {
-            // A service that is gone already is found by the relay.
+            // If the service has closed the connection already, the relay notices.
             let _gone = socket.set_nodelay(true);
             Ok(socket)
         }

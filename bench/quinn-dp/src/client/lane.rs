@@ -74,7 +74,7 @@ pub(super) async fn keep(server: ServerTarget, index: u64, shared: Arc<Shared>) 
                 // A task of its own: the lane outlives its replacement when its server drains, and
                 // this task when the client does.
                 tokio::spawn(serve(registered, index, Arc::clone(&shared), going_away));
-                // An error is the end of the lane without a word before.
+                // An error means that the lane has ended without a GoAway before.
                 let _ended = gone.await;
                 if since.elapsed() >= STABLE {
                     backoff.reset();

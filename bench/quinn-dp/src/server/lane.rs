@@ -154,7 +154,8 @@ async fn refuse(
     let message = ack(shared, RegisterOutcome::Refused { reason, text });
     let told = async {
         control::write(&mut send, &message).await?;
-        // Either of them fails only with the connection. The close must not overtake the reason.
+        // Each of these calls fails only if the connection does. The close must not overtake the
+        // reason.
         let _ended = send.finish();
         let _acknowledged = send.stopped().await;
         Ok::<_, ControlError>(())
@@ -233,7 +234,7 @@ async fn read_messages(
                 info!(client = lane.register.client_id, reason = %go_away.reason, "client drains");
                 registry.retire(lane);
             }
-            // The service's health is not asked for; the client says it all the same.
+            // The server does not ask for the service's health; the client reports it nevertheless.
             Message::ServiceHealth(_) => {}
             Message::Register(_) => return Err(ControlError::Unexpected("a second Register")),
             Message::RegisterAck(_)

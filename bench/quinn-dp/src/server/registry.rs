@@ -30,7 +30,7 @@ struct Client {
 #[derive(Debug)]
 pub(super) struct Registry {
     balancer: LoadBalancer,
-    /// Where the next search starts, so that ties rotate.
+    /// The index at which the next search starts, so that ties rotate.
     turn: AtomicUsize,
     clients: ArcSwap<Vec<Client>>,
     /// Every lane that has not ended, also those that take no new flows. Its lock orders the
@@ -38,7 +38,7 @@ pub(super) struct Registry {
     lanes: Mutex<Vec<Arc<ServerLane>>>,
 }
 
-/// Where a flow goes.
+/// The client and lane that a flow goes to.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) lane: Arc<ServerLane>,

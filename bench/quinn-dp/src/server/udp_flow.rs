@@ -1,4 +1,4 @@
-//! The part of a UDP flow that the task has which reads the visitors' socket.
+//! The part of a UDP flow that belongs to the task that reads the visitors' socket.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::udp_flow::UdpFlow;
 pub(super) struct UdpFlowSender {
     pub(super) flow: Arc<UdpFlow>,
     pub(super) lane: Arc<ServerLane>,
-    /// The id of the next packet that is cut.
+    /// The id of the next packet that is cut into fragments.
     packet_id: u64,
 }
 
@@ -24,7 +24,7 @@ impl UdpFlowSender {
         }
     }
 
-    /// Sends a packet of the visitor; `now_ms` is when it came.
+    /// Sends a packet of the visitor; `now_ms` is the time at which it came.
     pub(super) fn send(
         &mut self,
         writer: &mut DatagramWriter,

@@ -23,7 +23,7 @@ use crate::udp_flow::UdpFlow;
 /// UDP flows of one listener. Past it, new visitors are not served until others have expired.
 const FLOWS_MAX: usize = 65_536;
 
-/// How often flows are looked through for those that have expired, at most.
+/// The longest time between two sweeps for flows that have expired.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(10);
 
 /// The visitors of one listener.

@@ -37,7 +37,8 @@ pub(super) async fn accept(socket: TcpListener, listener: Arc<Listener>) -> io::
         match socket.accept().await {
             Ok((socket, visitor)) => {
                 let listener = Arc::clone(&listener);
-                // Counted here and not in its task, so that draining cannot overlook it.
+                // The flow is counted here and not in its task, so that draining cannot overlook
+                // it.
                 let counted = listener.shared.tcp_flows.open();
                 tokio::spawn(async move {
                     let _counted = counted;

@@ -17,7 +17,7 @@ pub(super) struct Scenario {
     pub(super) handshake_loss: f64,
     /// Packets get a wrong bit with this probability.
     pub(super) corruption: f64,
-    /// Once, for so long, nothing passes.
+    /// Once, for this long, nothing passes.
     pub(super) black_hole: Duration,
     /// How often a NAT gives the client another port; never if this is zero.
     pub(super) rebinding: Duration,

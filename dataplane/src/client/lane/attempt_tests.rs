@@ -267,7 +267,7 @@ fn a_client_that_stops_waits_for_a_registration_under_way() {
         assert!(!core.is_settled(), "the server may open a flow there");
         server.answer.set();
         until("the lane to be settled", || core.is_settled()).await;
-        // Told on the lane that has just registered, the server has answered.
+        // The server was told on the lane that has just registered, and has answered.
         server.said_goodbye.wait().await;
         core.close();
         let lane = server.lane.borrow().clone().expect("a lane");

@@ -100,7 +100,7 @@ impl Causes {
 }
 
 impl AttemptEnd {
-    /// When the next attempt is made, if this one has lasted for `lasted`.
+    /// The time at which the next attempt is made, if this one has lasted for `lasted`.
     pub(super) fn retry(&self, lasted: Duration) -> Retry {
         match self {
             AttemptEnd::Failed(_) => Retry::Later,

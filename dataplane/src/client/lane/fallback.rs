@@ -13,7 +13,7 @@
 //! after a return, the next return waits twice as long.
 //!
 //! **From TLS to TLS.** A TLS connection may fall silent as well: the client has moved to another
-//! network, or a firewall has forgotten the connection without a word to either side. So a lane
+//! network, or a firewall has forgotten the connection without a reset to either side. So a lane
 //! that rides TLS and is not answered dials a second connection beside the first, and moves to it
 //! if it still is not answered.
 //!
@@ -37,7 +37,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(2);
 /// Pause between two probes of QUIC.
 const QUIC_PAUSE: Duration = Duration::from_secs(30);
 
-/// How often the pause before the first probe is doubled at most: to a quarter of an hour.
+/// The most times that the pause before the first probe is doubled: to a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
 /// A lane that rides TLS and is not answered may probe QUIC sooner, but not more often than this.
@@ -47,8 +47,9 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// same way. It holds also after the first connection that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// How often the pause before another second connection is doubled at most. If the first connection
-/// is silent for good, the flows of its lane wait for the second one, so the pause must stay short.
+/// The most times that the pause before another second connection is doubled. If the first
+/// connection is silent for good, the flows of its lane wait for the second one, so the pause must
+/// stay short.
 const SECOND_DOUBLINGS_MAX: u32 = 2;
 
 /// For how long a lane that has lost its TLS connection dials at [`LOST_PAUSE`]: the server keeps
@@ -103,7 +104,7 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// What the owner of the lane is to do.
+/// What the owner of the lane must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     /// Dial TLS, and report the result by [`Fallback::dialled`].
@@ -123,7 +124,7 @@ pub(super) enum Action {
 /// What a lane knows of its path.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Signs {
-    /// Since when a question has been unanswered, and nothing else was answered.
+    /// The time since which a question has been unanswered, and nothing else was answered.
     pub(super) unanswered_since: Option<Instant>,
     /// Whether anything was answered since the lane moved to its present transport.
     pub(super) answered: bool,
@@ -155,28 +156,29 @@ pub(super) struct Fallback {
     second_from: Instant,
     /// How many second connections were dialled in a row.
     seconds: u32,
-    /// Until when most of what is sent over UDP counts as lost, by the last report.
+    /// The time until which most of what is sent over UDP counts as lost, by the last report.
     loses_until: Option<Instant>,
     /// Whether the lane has lost the connection that it rode, so that it moves to the next one at
     /// once.
     lost: bool,
-    /// Since when the lane has been without a connection, unless the lost one was one of several in
-    /// vain.
+    /// The time since which the lane has been without a connection, unless the lost one was one of
+    /// several in vain.
     lost_at: Instant,
     /// The next of the short pauses after a lost connection.
     lost_pause: Duration,
-    /// Until when a connection that carries nothing is kept.
+    /// The time until which a connection that carries nothing is kept.
     spare_until: Instant,
     probing: bool,
     probe_at: Instant,
     /// While another lane probes QUIC, its result is not asked for before this time.
     look_at: Instant,
-    /// When QUIC was probed last.
+    /// The time at which QUIC was probed last.
     probed_at: Option<Instant>,
     /// Whether QUIC is probed earlier than planned, because TLS is silent.
     early: bool,
     quic_passes: bool,
-    /// When the lane moved to its present transport; earlier questions were asked elsewhere.
+    /// The time at which the lane moved to its present transport; earlier questions were asked
+    /// elsewhere.
     rides_since: Instant,
     /// Whether the lane has come back from TLS.
     returned: bool,
@@ -341,7 +343,7 @@ impl Fallback {
         Action::CloseSecond
     }
 
-    /// When the lane will have been left unanswered for too long.
+    /// The time at which the lane will have been left unanswered for too long.
     fn silent_at(&self) -> Option<Instant> {
         let since = self.signs.unanswered_since?;
         let patience = (self.signs.rtt * 2).clamp(SILENCE, SILENCE_MAX);
@@ -392,8 +394,8 @@ impl Fallback {
         self.lost_pause = pause;
     }
 
-    /// Takes the result of a dial: the TLS connection is open, or failed. True if it is the second
-    /// one.
+    /// Takes the result of a dial: the TLS connection is open, or failed. Returns true if it is the
+    /// second one.
     pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
         let is_second = self.second == Tls::Dialling;
         if is_second {
@@ -461,7 +463,7 @@ impl Fallback {
         self.look_at = at;
     }
 
-    /// When [`Fallback::next`] may have something to do, if nothing happens before.
+    /// The time at which [`Fallback::next`] may have something to do, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
         if self.transport == Transport::Quic {
             return None;

@@ -171,7 +171,7 @@ fn damped(now: Instant) -> Fallback {
     lane
 }
 
-/// Has the lane fall silent, so that it wants to probe QUIC; returns when it does.
+/// Makes the lane fall silent, so that it wants to probe QUIC; returns the time at which it does.
 fn asks_in_silence(lane: &mut Fallback, since: Instant) -> Instant {
     let silent = since + SILENCE;
     let dials = ask(lane, silent, Some(since));

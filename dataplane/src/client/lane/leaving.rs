@@ -15,7 +15,7 @@ use crate::client::servers::server::ServerState;
 /// the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// Pause between two looks whether a lane has become idle that may take as long as it needs: its
+/// Pause between two checks whether a lane that may take as long as it needs has become idle: its
 /// flows may last for days, and there may be many such lanes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -26,20 +26,20 @@ const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
 /// How a lane is left to its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
-    /// Its server drains, and decides how long the flows may go on.
+    /// The lane's server drains, and decides how long the flows may go on.
     ServerDecides,
     /// The lane is not wanted any more: its flows get `drain_timeout`.
     Unwanted,
     /// The number of lanes to the server is reduced: the flows get as long as they take.
     Surplus,
-    /// Another lane has taken its place, registered with what this client serves now: the flows get
-    /// as long as they take.
+    /// Another lane has taken the place of this one, registered with what this client serves now:
+    /// the flows get as long as they take.
     Renewed,
-    /// Another lane to the same server has taken its place because this one was not answered. It
-    /// may be heard again.
+    /// Another lane to the same server has taken the place of this one, because this one was not
+    /// answered. This one may be heard again.
     TakenOver,
-    /// Another lane has taken its place because it was not answered, and leads to another server.
-    /// The earlier server is probably gone.
+    /// Another lane, which leads to another server, has taken the place of this one, because this
+    /// one was not answered. The earlier server is probably gone.
     ServerReplaced,
 }
 

@@ -170,7 +170,7 @@ impl ClientLane {
         !self.quic.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
     }
 
-    /// What the lane has carried until now.
+    /// The work that the lane has carried until now.
     fn carried(&self) -> Work {
         Work {
             visitors: self.seen.borrow().count() + self.udp.flows_opened(),

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// loses most packets may let a handshake through.
 const QUESTIONS: u32 = 3;
 
-/// Pause between two looks for an answer.
+/// Pause between two checks for an answer.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Probes whether QUIC gets through.

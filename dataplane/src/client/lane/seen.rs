@@ -17,8 +17,8 @@ pub(super) struct FlowsSeen {
 }
 
 impl FlowsSeen {
-    /// Notes that data for the flow on `stream` has arrived. True the first time: later data of a
-    /// flow that has ended does not make it a new one.
+    /// Notes that data for the flow on `stream` has arrived. Returns true the first time: later
+    /// data of a flow that has ended does not make it a new one.
     pub(super) fn arrived(&mut self, stream: u64) -> bool {
         let flow = stream / STREAM_STEP;
         if flow < self.count {

@@ -58,8 +58,8 @@ enum Phase {
 }
 
 impl Phase {
-    /// Notes that the lane is answered, or is not any more. True if that is news, which it never is
-    /// of a lane that is left.
+    /// Notes that the lane is answered, or is not any more. Returns true if that is news, which it
+    /// never is of a lane that is left.
     fn turns(&mut self, unanswered: bool) -> bool {
         let (next, news) = match (std::mem::replace(self, Phase::Left), unanswered) {
             (Phase::Answered(registered), true) => (Phase::Unanswered(registered), true),
@@ -97,9 +97,9 @@ pub(super) struct Session {
     loss_told: LossTold,
     /// Whether the number of lanes follows the load.
     adapts: bool,
-    /// What the server has said in all that it had to hand over to this lane.
+    /// All work that the server, as it has said, had to hand over to this lane.
     handed_over: Option<Work>,
-    /// What this lane has reported in all that it has carried.
+    /// All work that this lane has reported to have carried.
     carried: Work,
 }
 

@@ -26,8 +26,8 @@ use crate::core::task::contained;
 /// address.
 const MISAIMED_MAX: u32 = 2;
 
-/// Longest delay to an address that this host has no route to, while another address of the same
-/// server serves: networks change, if rarely.
+/// The longest delay to an address that this host has no route to, while another address of the
+/// same server serves: networks change, if rarely.
 const NO_ROUTE: Duration = Duration::from_secs(120);
 
 /// How long an address without a route causes no warning, because another address of the name may

@@ -91,7 +91,7 @@ impl Transports {
         self.fallback.loses_most(now);
     }
 
-    /// When [`Transports::mind`] may have something to do.
+    /// The time at which [`Transports::mind`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.fallback.deadline()
     }
@@ -205,7 +205,7 @@ impl Transports {
             (why == Why::TlsIsSilent).then(|| std::mem::replace(&mut self.tls, self.second.take()));
         self.answers_before.set(self.lane.quic.answers());
         let rides = self.tls.is_some_and(|id| self.lane.quic.ride_tls(id));
-        // Not earlier, or the lane would have no transport in between.
+        // The old connection is not closed earlier, or the lane would have no transport in between.
         self.close(silent.flatten());
         if !rides {
             // The end of the connection is among the news that come next.

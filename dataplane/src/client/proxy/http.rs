@@ -4,7 +4,7 @@ use qmux_config::{ProxyAddress, Secret};
 
 use super::{Place, Step};
 
-/// Most headers of an answer that is accepted.
+/// The most headers of an answer that is accepted.
 const HEADERS_MAX: usize = 64;
 
 /// Base64 (RFC 4648, section 4).

@@ -15,7 +15,7 @@ use qmux_config::{Proxy, ProxyAddress, ProxyProtocolOut};
 
 use crate::sys::tcp::TcpSocket;
 
-/// Most bytes that a proxy may send before the tunnel is open; the headers of an error page are
+/// The most bytes that a proxy may send before the tunnel is open; the headers of an error page are
 /// shorter.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 

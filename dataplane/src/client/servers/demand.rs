@@ -39,7 +39,7 @@ const ASK_WINDOWS: u32 = 2;
 /// with its heartbeats what it has carried.
 const CALM_BEATS: u32 = 6;
 
-/// Longest such window, as a multiple of the shortest one.
+/// The longest such window, as a multiple of the shortest one.
 const CALM_LONGEST: u32 = 16;
 
 /// The cost of handing over a visitor, in units of a datagram: a message that wakes a core, and an

@@ -21,7 +21,7 @@ struct World {
     client_cores: usize,
     start: Instant,
     second: u64,
-    /// When the number of lanes changed, and how.
+    /// The changes of the number of lanes, each with its time.
     changes: Vec<(u64, Change)>,
     /// Lanes left to flows that do not end.
     left: usize,

@@ -28,8 +28,8 @@ const MISSED_ANSWERS_MAX: u32 = 3;
 const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
 const OVERDUE_MAX: f64 = 30.0;
 
-/// Most servers of one client. Each costs a lane for each core of either side, and the answer of a
-/// resolver is somebody else's word.
+/// The most servers of one client. Each costs a lane for each core of either side, and the answer
+/// of a resolver is somebody else's word.
 pub(crate) const SERVERS_MAX: usize = 256;
 
 /// What has changed with an answer.
@@ -52,15 +52,16 @@ impl RosterChange {
 #[derive(Debug)]
 struct Known {
     address: SocketAddr,
-    /// When an answer showed the address last.
+    /// The time at which an answer showed the address last.
     shown_at: Instant,
     /// Number of addresses in that answer, if it seemed to hold all there are; otherwise 0.
     shown_among_all: usize,
     /// Answers in a row without the address.
     missed: u32,
-    /// How many of the last answers without it count.
+    /// The number of the last answers without the address that count.
     missed_in_earnest: u32,
-    /// How often these answers should have shown the address, had they drawn at random.
+    /// The number of times that these answers would show the address if each drew its addresses at
+    /// random.
     overdue: f64,
 }
 

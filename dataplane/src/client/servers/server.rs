@@ -15,10 +15,10 @@ use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 use crate::sys::CORES_MAX;
 
-/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
+/// The least time between two alarms. The lanes that heard an alarm ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Most lanes that may be left to their flows for as long as these take.
+/// The most lanes that may be left to their flows for as long as these take.
 const LEFT_MAX: usize = 2 * CORES_MAX;
 
 /// The serial number that stands for no lane: none probes the server.
@@ -59,7 +59,7 @@ pub(crate) struct ServerState {
     no_route_said: AtomicBool,
     /// Registered lanes whose questions nobody answers.
     unanswered: AtomicUsize,
-    /// What was logged of the server's answers to the services that this client offers.
+    /// The server's answers to the services that this client offers, as they were logged.
     pub(crate) told: Told,
     /// The serial number of the lane that probes the server.
     prober: AtomicU64,
@@ -68,13 +68,13 @@ pub(crate) struct ServerState {
     /// Whether it was logged that the server stops.
     told_to_drain: AtomicBool,
     started: Instant,
-    /// What carries the server's lanes.
+    /// The transport that carries the server's lanes.
     pub(crate) transport: TransportState,
-    /// When the last alarm was given, in milliseconds after `started`, plus 1.
+    /// The time at which the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
 
-/// What a registration tells about the server.
+/// The news about the server that a registration brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Registered {
     /// Whether it is the first lane, or the first one with another instance than before, so that
@@ -127,7 +127,7 @@ impl ServerState {
         self.cores.load(Ordering::Relaxed)
     }
 
-    /// Notes how many cores the server has; this client has `own`. True if that is news.
+    /// Notes how many cores the server has; this client has `own`. Returns true if that is news.
     pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
         if self.cores.swap(cores, Ordering::Relaxed) == cores {
             return false;
@@ -213,7 +213,7 @@ impl ServerState {
         }
     }
 
-    /// Counts a registered lane that has ended. True if it was the last one.
+    /// Counts a registered lane that has ended. Returns true if it was the last one.
     pub(crate) fn lane_ended(&self) -> bool {
         self.registered.fetch_sub(1, Ordering::AcqRel) == 1
     }
@@ -250,8 +250,8 @@ impl ServerState {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// The server says on one of its lanes that it stops. True for the first lane of this instance
-    /// that says so.
+    /// The server says on one of its lanes that it stops. Returns true for the first lane of this
+    /// instance that says so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
@@ -276,14 +276,14 @@ impl ServerState {
         self.rests.store(rests, Ordering::Release);
     }
 
-    /// True the first time that this host has no route to the server, and the first time after a
-    /// lane was up.
+    /// Returns true the first time that this host has no route to the server, and the first time
+    /// after a lane was up.
     pub(crate) fn lacks_route(&self) -> bool {
         !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes the probing role for the lane `serial` if no lane has it. True if that lane has it
-    /// now.
+    /// Takes the probing role for the lane `serial` if no lane has it. Returns true if that lane
+    /// has it now.
     pub(crate) fn claim_probing(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial
             || self
@@ -292,7 +292,7 @@ impl ServerState {
                 .is_ok()
     }
 
-    /// Gives the probing role back. True if `serial` had it.
+    /// Gives the probing role back. Returns true if `serial` had it.
     pub(crate) fn leave_probing(&self, serial: u64) -> bool {
         self.prober
             .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)

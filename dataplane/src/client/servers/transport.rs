@@ -1,11 +1,11 @@
-//! What carries the lanes to one server, since when and why, and whether QUIC is known to get
-//! through. All cores of the client share it.
+//! The transport of the lanes to one server, since when and why they ride it, and whether QUIC is
+//! known to get through. All cores of the client share it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What carries the lane.
+/// The transport that carries a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Riding {
     Udp,
@@ -22,13 +22,13 @@ impl Riding {
     }
 }
 
-/// How long QUIC is not waited for after it was unheard.
+/// The time for which lanes do not wait for QUIC after nothing was heard over it.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);
 
 /// How long the result that QUIC gets through holds, for all lanes.
 const PROBE_HOLDS: Duration = Duration::from_secs(4);
 
-/// A probe without a result after this time has died.
+/// A probe without a result after this time counts as dead.
 const PROBE_LASTS: Duration = Duration::from_secs(10);
 
 /// A probe of QUIC by one lane, for all.
@@ -52,12 +52,12 @@ pub(crate) enum QuicProbe {
     PassesNot(Instant),
 }
 
-/// What carries the lanes, as operators see it.
+/// The transport that carries the lanes, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Carried {
     /// The transport: TLS as soon as one lane rides it.
     pub(crate) by: Riding,
-    /// Since when it has carried them.
+    /// The time since which it has carried them.
     pub(crate) since: Instant,
     /// The reason; empty if the lanes have never been carried by anything else.
     pub(crate) why: String,
@@ -68,12 +68,12 @@ pub(crate) struct Carried {
 pub(crate) struct TransportState {
     /// Registered lanes that ride TLS.
     over_tls: AtomicUsize,
-    /// Written when a lane registers or moves, which is rare.
+    /// This is written when a lane registers or moves, which is rare.
     carried: Mutex<Carried>,
     quic_tried: Mutex<Option<Tried>>,
     started: Instant,
-    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0 if it is
-    /// not.
+    /// The time until which QUIC counts as not getting through, in milliseconds after `started`; 0
+    /// if it is not.
     in_vain_until_ms: AtomicU64,
 }
 
@@ -183,7 +183,7 @@ impl TransportState {
         self.over_tls.load(Ordering::Acquire)
     }
 
-    /// What carries the lanes.
+    /// The transport that carries the lanes.
     pub(crate) fn carried(&self) -> Carried {
         let carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         carried.clone()

@@ -38,7 +38,7 @@ const FAILURES_TO_DOWN: u32 = 2;
 /// Pause after the first failed check or dial; it doubles with each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
+/// The longest pause between two checks of a service that is down: how long it may be up unnoticed.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
 /// How long after a failure only a check may find that the service is up again. Where some dials
@@ -55,7 +55,7 @@ const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     down: AtomicBool,
-    /// When the service was last found to be down, in milliseconds since `began`.
+    /// The time at which the service was last found to be down, in milliseconds since `began`.
     down_at_ms: AtomicU64,
     began: Instant,
 }
@@ -97,7 +97,7 @@ impl ServiceState {
         }
     }
 
-    /// Changes the result. True if this is news.
+    /// Changes the result. Returns true if this is news.
     fn change(&self, healthy: bool, by: By, now: Instant) -> bool {
         let now_ms = u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
         if !healthy {
@@ -133,8 +133,8 @@ impl ServiceState {
     }
 }
 
-/// When the service is checked, and what the checks mean. There is no clock in here: time comes in
-/// as an argument.
+/// Decides when the service is checked, and what the results of the checks mean. There is no clock
+/// in here: time comes in as an argument.
 #[derive(Debug)]
 struct Checks {
     /// Pause between checks while the service is up; `None` if there are none.
@@ -154,7 +154,7 @@ impl Checks {
         }
     }
 
-    /// When to check next.
+    /// The time of the next check.
     fn next(&self) -> Option<Instant> {
         self.next
     }

@@ -39,7 +39,7 @@ pub(crate) struct Services {
     by_name: HashMap<String, usize>,
 }
 
-/// One of them.
+/// One service of this client.
 #[derive(Debug)]
 pub(crate) struct Service {
     /// The index among the services of this client.
@@ -108,7 +108,7 @@ impl Drop for ServedFlow {
 /// The port of a service for a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VisitorPort {
-    /// This port.
+    /// The port at the server is known.
     Known(u16),
     /// The server's answer is needed to know the port, and has not come yet.
     NotYet,
@@ -192,7 +192,7 @@ impl Services {
         Arc::new(Services::of([(local, Arc::clone(host))].into_iter(), &none))
     }
 
-    /// All of them, in the order of the configuration.
+    /// All services, in the order of the configuration.
     pub(crate) fn all(&self) -> &[Arc<Service>] {
         &self.all
     }

@@ -18,11 +18,11 @@ use crate::resolve::{Keeper, Name};
 /// How long another configuration waits for the names of its services.
 const HOSTS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Pause between two looks whether the names are known.
+/// Pause between two checks whether the names are known.
 const HOSTS_POLL: Duration = Duration::from_millis(5);
 
-/// How long to retry telling a core whose mailbox is full. A core that takes nothing for so long is
-/// stuck.
+/// How long to retry telling a core whose mailbox is full. A core that takes nothing for this long
+/// is stuck.
 const PLAN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that has been read and started for another configuration, and only has to be used.

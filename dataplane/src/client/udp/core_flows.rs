@@ -34,10 +34,10 @@ const DESCRIPTORS_PART: usize = 2;
 /// Flows that each core may have even where next to nothing is allowed.
 const FLOWS_PER_CORE_MIN: usize = 8;
 
-/// Most datagrams of flows that wait to be opened: an eighth of a second's worth.
+/// The most datagrams of flows that wait to be opened: an eighth of a second's worth.
 const WAITING_MAX: usize = 1_024;
 
-/// Most bytes of these datagrams: 1,024 of the size of an Ethernet frame.
+/// The most bytes of these datagrams: 1,024 of the size of an Ethernet frame.
 const WAITING_BYTES_MAX: usize = 1_536 << 10;
 
 /// How many flows each of `cores` cores may have, given the descriptors for all flows of the
@@ -168,7 +168,7 @@ impl CoreFlows {
         }
     }
 
-    /// Ends one flow that has expired. False if there is none.
+    /// Ends one flow that has expired. Returns false if there is none.
     pub(super) fn expire_one(&self, now: Instant) -> bool {
         let due = {
             let mut lives = self.lifetimes.borrow_mut();

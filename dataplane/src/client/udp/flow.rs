@@ -17,7 +17,7 @@ use crate::sys::udp::{Purpose, UdpSocket};
 pub(super) struct ServiceSocket {
     /// One of the addresses of the service's host.
     pub(super) host: SocketAddr,
-    /// That address with the port for the visitor.
+    /// The address `host` with the port for the visitor.
     pub(super) to: SocketAddr,
     pub(super) socket: UdpSocket,
 }

@@ -38,7 +38,7 @@ use crate::flow::udp::{EXPIRED_PER_TURN, TurnClock};
 use crate::sys::limits;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
-/// Largest first datagram of a flow that is kept while another address may have to be tried.
+/// The largest first datagram of a flow that is kept while another address may have to be tried.
 const KEPT_BYTES_MAX: usize = 1_500;
 
 /// The flows of one lane.
@@ -538,7 +538,7 @@ impl ClientFlows {
         }
     }
 
-    /// Ends some of the core's flows that have expired. True if there may be more.
+    /// Ends some of the core's flows that have expired. Returns true if there may be more.
     fn expire(&self, now: Instant) -> bool {
         (0..EXPIRED_PER_TURN).all(|_| self.core.expire_one(now))
     }

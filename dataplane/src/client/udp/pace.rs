@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// The openings of one slice of time are counted together. It is two of the runtime's timer steps.
 pub(super) const SLICE: Duration = Duration::from_millis(2);
 
-/// Most openings in a slice: 8,000 a second, several times what a busy DNS service gets.
+/// The most openings in a slice: 8,000 a second, several times what a busy DNS service gets.
 pub(super) const OPENINGS_PER_SLICE: u32 = 16;
 
 /// The openings of a slice stop when they have taken this long. One takes 20 to 50 µs, but where

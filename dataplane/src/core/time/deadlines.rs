@@ -1,24 +1,24 @@
-//! The deadlines of one core's sleeping tasks: a binary heap whose entries can be taken out.
+//! The deadlines of one core's sleeping tasks: a binary heap from which any entry can be removed.
 //!
-//! It is pure: no clock, no runtime. A sleep that is cut short takes its deadline out, so the heap
-//! holds no more deadlines than are waited for. Entries are reused: a core that has once had so
-//! many sleepers allocates nothing more for them.
+//! It uses no clock and no runtime. A sleep that is dropped early removes its deadline, so the heap
+//! holds only deadlines that a task waits for. Entries are reused: a core allocates only when it
+//! has more sleepers than ever before.
 
 use std::task::Waker;
 use std::time::Instant;
 
-/// The entry of one sleeper, until [`Deadlines::remove`].
+/// The index of one sleeper's entry, valid until [`Deadlines::remove`].
 pub(super) type Key = u32;
 
-/// Deadlines, each with the task that waits for it. The earliest comes out first, equal ones in the
-/// order in which they were added.
+/// Deadlines, each with the task that waits for it. The earliest is taken out first, equal ones in
+/// the order in which they were added.
 #[derive(Debug)]
 pub(super) struct Deadlines {
     entries: Vec<Entry>,
     /// Entries that are not in use.
     free: Vec<Key>,
-    /// Entries that are not due yet, as a heap: each is no earlier than its parent, at half its
-    /// index.
+    /// Entries that are not due yet, as a heap: each is no earlier than its parent, which is at
+    /// index `(i - 1) / 2`.
     heap: Vec<Key>,
     inserted: u64,
 }
@@ -28,7 +28,8 @@ struct Entry {
     /// The deadline, and a number that tells equal ones apart.
     at: (Instant, u64),
     waker: Option<Waker>,
-    /// The index in the heap; `None` once the entry has come out, or while it is not in use.
+    /// The index in the heap; `None` once the entry was taken out of the heap, or while it is not
+    /// in use.
     place: Option<usize>,
 }
 
@@ -64,13 +65,13 @@ impl Deadlines {
         key
     }
 
-    /// Whether the deadline has come out.
+    /// Whether the deadline was taken out, because it was due.
     pub(super) fn is_out(&self, key: Key) -> bool {
         self.entries[key as usize].place.is_none()
     }
 
-    /// Has `waker` woken when the deadline comes out. Returns the previous waker, which is to be
-    /// dropped when nothing is borrowed, because it may be the last to hold a task.
+    /// Sets the waker that [`Self::pop_due`] returns when the deadline is due. Returns the previous
+    /// waker. The caller drops it while nothing is borrowed, because that may drop its task.
     #[must_use]
     pub(super) fn set_waker(&mut self, key: Key, waker: &Waker) -> Option<Waker> {
         let known = &mut self.entries[key as usize].waker;
@@ -80,7 +81,7 @@ impl Deadlines {
         known.replace(waker.clone())
     }
 
-    /// Frees the entry, whether it has come out or not. Returns the waker, as [`Self::set_waker`]
+    /// Frees the entry, whether it was taken out or not. Returns the waker, as [`Self::set_waker`]
     /// does.
     #[must_use]
     pub(super) fn remove(&mut self, key: Key) -> Option<Waker> {

@@ -7,7 +7,8 @@ use super::{Elapsed, Sleep, sleep, sleep_until, timeout};
 use crate::core::event::{Event, yield_now};
 use crate::core::task::spawn;
 
-/// A core that does not fire its timers would run for ever.
+/// The longest time for which a test waits: a core that does not fire its timers would run for
+/// ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -18,7 +19,7 @@ fn run<T>(test: impl Future<Output = T>) -> T {
         .block_on(test)
 }
 
-/// Keeps the core busy until told to stop, or until patience is over.
+/// Keeps the core busy until `stop` is set, or for [`PATIENCE`].
 fn start_busy_task(stop: &Rc<Cell<bool>>, ended: &Rc<Event>) {
     let (stop, ended) = (Rc::clone(stop), Rc::clone(ended));
     spawn(async move {
@@ -135,7 +136,8 @@ fn sleeps_that_are_dropped_leave_nothing_behind() {
     });
 }
 
-/// Lines of our own sources, without the tests, that contain `what`: `file:line`.
+/// The lines of this crate's sources, except its tests, that contain `what`, each as `file: text of
+/// the line`.
 fn uses_of(what: &str) -> Vec<String> {
     fn visit(folder: &std::path::Path, uses: &mut dyn FnMut(&std::path::Path)) {
         for entry in std::fs::read_dir(folder).expect("a folder") {

@@ -190,7 +190,7 @@ impl Batcher {
         }
     }
 
-    /// Sends the segments of a batch one by one. True if one of them was sent.
+    /// Sends the segments of a batch one by one. Returns true if one of them was sent.
     fn send_singly(&mut self, socket: &UdpSocket, contents: &[u8]) -> bool {
         let mut any = false;
         let mut payloads = contents.chunks(self.segment);

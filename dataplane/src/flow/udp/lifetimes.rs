@@ -40,7 +40,7 @@ const PER_SOURCE_MIN: usize = 16;
 /// The limits of one table of flows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Most flows.
+    /// The most flows.
     pub(crate) flows_max: usize,
     /// How long an unanswered flow lives without a datagram.
     pub(crate) unanswered_timeout: Duration,
@@ -225,7 +225,7 @@ impl<T> Lifetimes<T> {
         }
     }
 
-    /// Notes that the service has sent a datagram. True if it is the flow's first.
+    /// Notes that the service has sent a datagram. Returns true if it is the flow's first.
     pub(crate) fn answered(&mut self, key: usize, now: Instant) -> bool {
         let Some(life) = self.flows.get_mut(key) else {
             return false;
@@ -281,8 +281,8 @@ impl<T> Lifetimes<T> {
     }
 
     /// The next flow that has expired, which must be removed. Flows for which `kept` is true count
-    /// as active now instead. To be called now and then until there is none: only then is memory
-    /// given back, which may walk over all places.
+    /// as active now instead. The caller must call this now and then until there is none: only then
+    /// is memory given back, which may walk over all places.
     pub(crate) fn next_expired(
         &mut self,
         now: Instant,

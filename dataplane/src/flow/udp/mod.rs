@@ -33,25 +33,25 @@ use std::time::{Duration, Instant};
 
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
-/// Most flows of one core, whatever the machine allows: with 50 KB of buffers each they take 800 MB
-/// in the worst case. The reassembly of a lane remembers as many.
+/// The most flows of one core, whatever the machine allows: with 50 KB of buffers each they take
+/// 800 MB in the worst case. The reassembly of a lane remembers as many.
 pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 
 /// Receive calls before the core's other tasks get a turn, as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout
-/// by no more than this.
+/// The longest time between two sweeps for expired flows and silent lanes: a flow outlives its
+/// timeout by no more than this.
 pub(crate) const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
-/// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
+/// The shortest time between two sweeps, so that a tiny timeout does not keep an idle core awake.
 pub(crate) const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Flows that are expired before the core's other tasks get a turn: closing a socket takes some 10
 /// µs.
 pub(crate) const EXPIRED_PER_TURN: usize = 32;
 
-/// How often one kind of trouble with flows is logged at most.
+/// The shortest time between two log lines about one kind of trouble with flows.
 pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
@@ -75,7 +75,7 @@ pub(crate) struct UdpSettings {
 }
 
 impl UdpSettings {
-    /// Time between two looks for expired flows.
+    /// Time between two sweeps for expired flows.
     pub(crate) fn sweep_interval(&self) -> Duration {
         (self.unanswered_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
     }

@@ -1,4 +1,4 @@
-//! How often a socket is looked into whose datagrams keep coming.
+//! How often a socket whose datagrams keep coming is read.
 //!
 //! Each look that finds a few datagrams costs a core its waking, a receive call, a flush of the
 //! lane and a send, and costs the other end as much, some 5 µs beside the 2 µs of a datagram. So
@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 /// Time over which datagrams and looks are counted.
 const WINDOW: Duration = Duration::from_millis(16);
 
-/// Least number of datagrams in a window for which it is worth waiting: 64,000 a second, some six
-/// in a pause. An eighth less will do where there are pauses already.
+/// The least number of datagrams in a window for which it is worth waiting: 64,000 a second, some
+/// six in a pause. An eighth less will do where there are pauses already.
 const DATAGRAMS_MIN: u64 = 1_024;
 
-/// Least number of looks in a window that pauses would bring together: 60 µs apart.
+/// The least number of looks in a window that pauses would bring together: 60 µs apart.
 const LOOKS_MIN: u64 = 256;
 
 /// Windows with pauses after which there is one without, to compare: a second.
@@ -87,7 +87,7 @@ impl Moderation {
         moderation
     }
 
-    /// Notes that a receive call has brought so many datagrams.
+    /// Notes that a receive call has brought this many datagrams.
     pub(super) fn received(&self, datagrams: u32) {
         self.datagrams
             .set(self.datagrams.get().saturating_add(datagrams));
@@ -177,7 +177,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(1);
 
-    /// What a simulated socket was looked into for.
+    /// The receive calls on a simulated socket.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Looks {
         all: u32,

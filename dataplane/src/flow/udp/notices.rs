@@ -7,8 +7,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Most notices within one [`INTERVAL`]. A message takes at most 20 bytes, so a peer that does not
-/// read its control stream collects in 12 seconds a backlog of 64 KB, at which the lane is closed.
+/// The most notices within one [`INTERVAL`]. A message takes at most 20 bytes, so a peer that does
+/// not read its control stream collects in 12 seconds a backlog of 64 KB, at which the lane is
+/// closed.
 const NOTICES_PER_INTERVAL: usize = 256;
 
 /// See [`NOTICES_PER_INTERVAL`].

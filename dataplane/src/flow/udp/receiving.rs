@@ -42,7 +42,7 @@ pub(crate) async fn receive_all(receiver: &impl Receiver) {
 struct Reading<'a, R> {
     receiver: &'a R,
     moderation: Moderation,
-    /// False once there was no timer for a pause: whoever has none reads as well without.
+    /// False once there was no timer for a pause: a socket can be read without pauses, too.
     may_pause: bool,
 }
 
@@ -79,7 +79,7 @@ impl<R: Receiver> Reading<'_, R> {
         }
     }
 
-    /// Makes some receive calls. False once the socket is drained.
+    /// Makes some receive calls. Returns false once the socket is drained.
     fn turn(&self) -> bool {
         with_receive_batch(|batch| (0..RECEIVE_CALLS_PER_TURN).all(|_| self.once(batch)))
     }

@@ -7,8 +7,8 @@ use std::hash::{BuildHasher, Hash};
 /// A table that has room for fewer entries keeps its memory.
 pub(crate) const CAPACITY_KEPT: usize = 256;
 
-/// To be called when an entry has been removed. A table is halved at most when three quarters of it
-/// are empty, so this costs little on the whole.
+/// Gives memory back after an entry has been removed, if the table has become much too large. A
+/// table is halved at most when three quarters of it are empty, so this costs little on the whole.
 pub(crate) fn give_back<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
     let capacity = table.capacity();
     if capacity > CAPACITY_KEPT && table.len() < capacity / 4 {

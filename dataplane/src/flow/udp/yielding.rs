@@ -13,14 +13,15 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Least number of datagrams in a batch after which a yield is worth its call.
+/// The least number of datagrams in a batch after which a yield is worth its call.
 const BATCH_MIN: usize = 16;
 
 /// The largest fraction of the time that is given away.
 const SHARE: u32 = 16;
 
 /// Time that was given away longer ago than this says nothing about the machine as it is now. A
-/// yield may take so long that its share is kept by no less: 100 ms cost 1.5 s.
+/// much shorter memory would not keep the share after a long yield: one of 100 ms puts off the next
+/// by 1.5 s.
 const MEMORY: Duration = Duration::from_secs(10);
 
 thread_local! {

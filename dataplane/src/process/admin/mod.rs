@@ -60,7 +60,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Orders {
     /// Stops the process as SIGTERM does. A second call does nothing more.
     pub(crate) drain: Box<dyn Fn() + Send + Sync>,
-    /// Has the process read its configuration again.
+    /// Orders to the process to read its configuration again.
     pub(crate) reload: reload::Orders,
 }
 

@@ -5,7 +5,7 @@
 /// otherwise.
 const CLIENTS_DEFAULT: usize = 1;
 
-/// Longest name of a service in a query: what the longest one takes with every byte escaped.
+/// The longest name of a service in a query: what the longest one takes with every byte escaped.
 const NAME_BYTES_MAX: usize = 3 * 64;
 
 /// The question to `/readyz`.

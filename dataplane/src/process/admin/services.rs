@@ -28,14 +28,14 @@ struct ServiceState {
 /// The services whose metrics begin with the same prefix.
 #[derive(Debug)]
 pub(super) struct ServiceStates {
-    /// The prefix.
+    /// What the names of the metrics begin with: `listener` or `service`.
     prefix: &'static str,
     states: Vec<ServiceState>,
 }
 
 impl ServiceStates {
-    /// The services of listeners, labelled by the listener's index and addresses, and those with
-    /// names, labelled by these.
+    /// The services of listeners, labelled by the listener's index and addresses, and the services
+    /// with names, labelled by their names.
     pub(super) fn of(server: &ServerShared) -> [ServiceStates; 2] {
         let state = |labels, service: &ServedService| ServiceState {
             labels,
@@ -107,12 +107,12 @@ impl ServiceStates {
             ),
             (
                 "clients_usable",
-                "Those of them that take new flows.".into(),
+                "Registered clients that take new flows.".into(),
                 |totals| totals.usable,
             ),
             (
                 "clients_reachable",
-                "Those of these that answer and have not said that their service cannot be reached.".into(),
+                "Clients that take new flows, answer, and have not said that their service cannot be reached.".into(),
                 |totals| totals.reachable,
             ),
             (

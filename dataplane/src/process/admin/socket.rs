@@ -102,7 +102,7 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
 /// at.
 ///
 /// # Errors
-/// What is there instead; `key` is the key that configures the path.
+/// If something else is there. The message names it; `key` is the key that configures the path.
 pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Failure> {
     check_kind(path, key)?;
     if is_live(path) {
@@ -117,7 +117,7 @@ pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Fail
 /// Checks like [`check_place`], whether or not somebody listens at a socket that is there.
 ///
 /// # Errors
-/// What is there instead.
+/// If something else is there. The message names it.
 pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failure> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(()); // What else is wrong with it, binding says.

@@ -48,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Buffer for passed-on packets: some milliseconds at a gigabit per second.
 const PACKETS_BUFFER_BYTES: usize = 4 << 20;
 
-/// Largest packet that is passed on: what a receive call may bring.
+/// The largest packet that is passed on: what a receive call may bring.
 const PACKET_BYTES_MAX: usize = 1 << 16;
 
 /// The giving side of a handover.

@@ -21,7 +21,7 @@ use crate::server::succession::SocketUse;
 /// The version of this exchange; others are refused.
 pub(super) const VERSION: u32 = 2;
 
-/// Longest message.
+/// The longest message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 4_096;
 
 pub(super) const PACKETS: &[u8] = b"packets";

@@ -27,9 +27,9 @@ const RESTLESS_LOOKS_MAX: u32 = 10;
 #[derive(Debug)]
 struct File {
     path: PathBuf,
-    /// Its stamp when it was read.
+    /// The stamp of the file when it was read.
     used: Stamp,
-    /// Its stamp at the last look.
+    /// The stamp of the file at the last check.
     seen: Stamp,
 }
 
@@ -59,7 +59,8 @@ pub(super) enum Look {
     /// The files are to be read, because some have been changing for long.
     ReadAnyway {
         files: Vec<PathBuf>,
-        /// One that changes, if it is to be logged: each time when it has lasted for twice as long.
+        /// A file that keeps changing, if that is to be logged: each time when it has lasted for
+        /// twice as long.
         news: Option<PathBuf>,
     },
 }
@@ -139,7 +140,7 @@ impl Watched {
         changed.collect()
     }
 
-    /// Notes that the files cannot be used as they are. True if that is news.
+    /// Notes that the files cannot be used as they are. Returns true if that is news.
     pub(super) fn unusable(&mut self) -> bool {
         !std::mem::replace(&mut self.unusable, true)
     }

@@ -40,9 +40,9 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Ours,
-    /// This process, except for those of a successor. Nothing is opened any more.
+    /// This process has the sockets, except for those of a successor. Nothing is opened any more.
     OursNoMore,
-    /// Nobody: they are closed, or about to be.
+    /// Nobody has the sockets: they are closed, or about to be.
     Nobodys,
 }
 
@@ -64,9 +64,9 @@ pub(crate) struct AsOf(u64);
 /// Why a successor does not get the sockets although they were lent.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// This process ends, and has begun to close them.
+    /// This process ends, and has begun to close the sockets.
     Ends,
-    /// It has closed some of them meanwhile.
+    /// This process has closed some of the sockets since they were lent.
     HasChanged,
 }
 

@@ -38,7 +38,7 @@ pub(super) use listening::{Kept, Listening};
 use texts::Roles;
 pub(super) use texts::Texts;
 
-/// Pause between two looks at the files.
+/// Pause between two checks of the files.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long files must not have changed to be used.
@@ -56,9 +56,9 @@ const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 /// Why a configuration was not taken up, or not completely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// It is wrong, or something that it needs cannot be had.
+    /// The configuration is wrong, or something that it needs cannot be had.
     Unusable(String),
-    /// It is in force, but something does not follow it, for these reasons.
+    /// The configuration is in force, but something does not follow it, for these reasons.
     Incomplete(Vec<String>),
     /// The process is about to end.
     Draining,
@@ -95,7 +95,7 @@ pub(super) struct Reloader {
     pub(super) watched: Watched,
     /// The warnings of the configuration that was checked last.
     pub(super) warned: Vec<String>,
-    /// What does not follow the configuration that is in force.
+    /// The parts of the process that do not follow the configuration that is in force.
     pub(super) problems: Vec<String>,
 }
 
@@ -104,16 +104,16 @@ pub(super) struct Reloader {
 enum Cause {
     /// Somebody has ordered it, and sees what there is to report.
     Order,
-    /// A look at the files.
+    /// A check of the files has found a change.
     Look,
 }
 
 /// A configuration that was taken up.
 struct Taken {
     lines: Vec<String>,
-    /// What does not follow it.
+    /// The parts of the process that do not follow it.
     problems: Vec<String>,
-    /// Whether it differs from the one before.
+    /// Whether it differs from the previous configuration.
     changed: bool,
 }
 
@@ -582,8 +582,8 @@ impl Orders {
         (Orders(sender), receiver)
     }
 
-    /// Orders a reload. False if too many wait already, or this process has no config file; then
-    /// there is never an answer.
+    /// Orders a reload. Returns false if too many wait already, or this process has no config file;
+    /// then there is never an answer.
     pub(crate) fn give(&self, answer: Answer) -> bool {
         self.0.try_send(answer).is_ok()
     }

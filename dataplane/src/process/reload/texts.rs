@@ -2,7 +2,7 @@
 
 use qmux_config::{Change, Config, changes_between};
 
-/// Most lines of an answer: a file of thousands of services may differ in every line.
+/// The most lines of an answer: a file of thousands of services may differ in every line.
 const LINES_MAX: usize = 1_000;
 
 /// The roles that there are: server, client, or both.

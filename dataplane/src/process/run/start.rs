@@ -59,7 +59,7 @@ pub(crate) fn core_count(asked: Option<usize>) -> usize {
 /// Binds, starts all cores, and returns when each has started.
 ///
 /// # Errors
-/// What could not be bound or started.
+/// If something could not be bound or started; the message names it.
 pub(crate) fn start(
     config: &Arc<Config>,
     cores: usize,
@@ -180,13 +180,13 @@ impl Endpoint<'_> {
     }
 }
 
-/// What is configured, bound and ready to be started.
+/// The roles, configured, bound and ready to be started.
 struct Roles {
     cores: usize,
     readiness: Arc<Readiness>,
     listening: Arc<Listening>,
     server: Option<Arc<ServerShared>>,
-    /// What each core is to open.
+    /// The doors and services that each core is to open.
     opened: Vec<Option<CoreChanges>>,
     client: Option<Arc<ClientShared>>,
 }

@@ -29,7 +29,7 @@ use crate::server::udp::traffic::TrafficSocket;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);
-/// Longer than a busy machine takes for an exchange.
+/// A timeout that is longer than an exchange takes on a busy machine.
 pub(super) const SHORT: Duration = Duration::from_secs(1);
 
 pub(super) fn settings(session_timeout: Duration) -> UdpSettings {
@@ -49,7 +49,7 @@ pub(super) struct Joined {
     pub(super) membership: Cell<Option<LaneMembership>>,
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
-    /// Where the service is; may be changed.
+    /// The address of the service, which may be changed.
     pub(super) service: Arc<Name>,
 }
 

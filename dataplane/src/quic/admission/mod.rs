@@ -34,7 +34,8 @@ use rate::{Meter, Rate, Rates, Shares};
 /// Lanes that may be open without having registered. One costs about 40 KB.
 pub(super) const PLACES_MAX: usize = 1_024;
 
-/// Least number of places that is still enough for honest clients that come one after the other.
+/// The least number of places that is still enough for honest clients that come one after the
+/// other.
 const PLACES_MIN: usize = 16;
 
 /// When more places than this are taken, a stranger must first prove the address: those who forge

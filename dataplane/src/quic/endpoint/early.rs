@@ -17,7 +17,7 @@ use crate::quic::transmit::{Batch, Ready};
 impl Endpoint {
     /// Sends what the lane has to send, so that the peer can begin with it. The flush task, which
     /// has its turn later, does the rest: packets over TLS, packets for which the socket has no
-    /// room, and timers. True if the socket took all that could be sent.
+    /// room, and timers. Returns true if the socket took all that could be sent.
     pub(in crate::quic) fn flush_early(&self, lane: &Lane) -> bool {
         self.flush_early_by(lane, |ready| {
             let way = ready.way;

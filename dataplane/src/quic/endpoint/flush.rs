@@ -141,7 +141,8 @@ impl Endpoint {
         self.sleeps_until.set(None);
     }
 
-    /// Has the lane flushed for its delayed acknowledgements at `due`, or a few milliseconds later.
+    /// Sets the deadline of the lane's delayed acknowledgements: it is flushed at `due`, or a few
+    /// milliseconds later.
     pub(in crate::quic) fn arm_delayed_acks(&self, lane: &Lane, due: Instant) {
         let mut armed = lane.acks_armed.get();
         self.delayed_acks
@@ -153,7 +154,7 @@ impl Endpoint {
         }
     }
 
-    /// Has the lanes flushed whose delayed acknowledgements are due.
+    /// Marks the lanes whose delayed acknowledgements are due, so that they are flushed.
     fn flush_delayed_acks(&self, now: Instant) {
         loop {
             let entry = self.delayed_acks.borrow_mut().pop_due(now);
@@ -172,8 +173,8 @@ impl Endpoint {
         }
     }
 
-    /// Has the flush task woken at `at`, which is `after` from now, if this endpoint has a fine
-    /// timer.
+    /// Sets the fine timer, if this endpoint has one, to wake the flush task at `at`, which is
+    /// `after` from now.
     fn set_fine_timer(self: &Rc<Self>, at: Instant, after: Duration) {
         if self.fine_timer_at.replace(Some(at)) == Some(at) {
             return;

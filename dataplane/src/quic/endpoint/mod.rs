@@ -144,7 +144,7 @@ pub(crate) struct Endpoint {
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
     /// Places of lanes that belong to strangers. Endpoints that only dial have none.
     admission: Option<RefCell<Admission>>,
-    /// When it was last logged that handshakes are refused.
+    /// The time at which it was last logged that handshakes are refused.
     crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, there is no GSO, because the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
@@ -164,7 +164,7 @@ pub(crate) struct Endpoint {
     /// A timer for deadlines that the runtime's timers are too coarse for; made when the first one
     /// comes.
     fine_timer: OnceCell<Option<Rc<FineTimer>>>,
-    /// When the fine timer will fire, until it has.
+    /// The time at which the fine timer will fire, until it has.
     fine_timer_at: Cell<Option<Instant>>,
     next_key: Cell<u64>,
     /// Whether received packets must wait for a flush.

@@ -26,11 +26,11 @@ const FLUSH_TURNS_MAX: usize = 8;
 /// at once.
 const DELIVER_AT: usize = 32;
 
-/// Most receive calls of one turn, where each brings few packets because they come from many peers.
-/// Acknowledgements, and a turn of every flow, come once per turn, not once per call.
+/// The most receive calls of one turn, where each brings few packets because they come from many
+/// peers. Acknowledgements, and a turn of every flow, come once per turn, not once per call.
 const CALLS_PER_TURN_MAX: usize = 8;
 
-/// Most packets of one turn: 64 cost some 100 µs.
+/// The most packets of one turn: 64 cost some 100 µs.
 const PACKETS_PER_TURN_MAX: u64 = 64;
 
 /// Bytes after which a turn makes no further call, so that in bulk a turn is one call (see
@@ -95,7 +95,7 @@ impl Endpoint {
         }
     }
 
-    /// Makes as many receive calls as make a turn. False once the socket is drained.
+    /// Makes as many receive calls as make a turn. Returns false once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
         let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);

@@ -17,18 +17,19 @@ use crate::quic::reset::Answer;
 use crate::quic::roaming::Way;
 use crate::quic::transmit::Ready;
 
-/// How often refused handshakes are logged at most; counters tell how many there were.
+/// The shortest time between two log lines about refused handshakes; counters tell how many there
+/// were.
 const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// Longest Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of
-/// 16.
+/// The longest Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag
+/// of 16.
 const RETRY_BYTES_MAX: usize = 256;
 
-/// Most stateless resets that one endpoint sends per second. After a restart every lane needs one,
-/// but a flood must not make us answer without bound.
+/// The most stateless resets that one endpoint sends per second. After a restart every lane needs
+/// one, but a flood must not make us answer without bound.
 const RESETS_PER_SECOND_MAX: u32 = 10_000;
 
-/// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
+/// The shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
 const INITIAL_DCID_BYTES_MIN: usize = 8;
 
 impl Endpoint {

@@ -31,7 +31,8 @@ const ACCEPTS_PER_TURN: usize = 32;
 /// Pause after accept(2) has failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often refused connections are logged at most; a counter tells how many there were.
+/// The shortest time between two log lines about refused connections; a counter tells how many
+/// there were.
 const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long a stranger's connection may take to carry a registered lane, beyond two handshakes: as
@@ -169,7 +170,8 @@ impl Endpoint {
         done.map_err(io::Error::other)
     }
 
-    /// Takes a connection over that another core has accepted. False if there is no place for it.
+    /// Takes a connection over that another core has accepted. Returns false if there is no place
+    /// for it.
     pub(crate) fn inject_tls(self: &Rc<Self>, connection: TlsConnection) -> bool {
         if self.closing.get() {
             return false;

@@ -53,7 +53,7 @@ const FLOW_PATIENCE: Duration = Duration::from_millis(8);
 /// sent.
 const TURNS_MAX: u32 = 3;
 
-/// How often to check after these turns whether it has been sent.
+/// The time between two checks, after these turns, whether the acknowledgement has been sent.
 const ACKNOWLEDGED_LOOK: Duration = Duration::from_millis(1);
 
 /// What the packets of a turn brought.
@@ -78,9 +78,9 @@ pub(super) struct AckDelay {
     bytes: Cell<usize>,
     /// Bytes that flows have read since credit was last sent.
     credit: Cell<usize>,
-    /// When something must be sent.
+    /// The time at which something must be sent.
     due: Cell<Option<Instant>>,
-    /// How often everything was sent.
+    /// The number of times that everything was sent.
     times_sent: Cell<u64>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
@@ -113,7 +113,7 @@ impl AckDelay {
         }
     }
 
-    /// Counts bytes that a flow has read. True if the credit for them may be delayed.
+    /// Counts bytes that a flow has read. Returns true if the credit for them may be delayed.
     fn read(&self, bytes: usize) -> bool {
         self.credit.set(self.credit.get().saturating_add(bytes));
         self.credit.get() < CREDIT_BYTES_MAX
@@ -186,9 +186,9 @@ impl Lane {
         }
     }
 
-    /// Has everything that has come acknowledged, whatever else there is to send, and waits for
-    /// that. Over UDP this is mostly done in the caller's turn, over TLS it takes one turn of the
-    /// other tasks, and not longer than the ack delay, should a full connection or pacing hold the
+    /// Acknowledges everything that has come, whatever else there is to send, and waits for that.
+    /// Over UDP this is mostly done in the caller's turn, over TLS it takes one turn of the other
+    /// tasks, and not longer than the ack delay, should a full connection or pacing hold the
     /// acknowledgement back.
     pub(crate) async fn acknowledge_now(&self) {
         if !self.ack_delay.are_open() {
@@ -231,7 +231,7 @@ impl Lane {
         self.ack_delay.blocked.set(!matches!(room, Ok(1..)));
     }
 
-    /// When a flush must come.
+    /// The time at which a flush must come.
     pub(in crate::quic) fn acks_due(&self) -> Option<Instant> {
         self.ack_delay.due.get()
     }

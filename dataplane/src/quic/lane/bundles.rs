@@ -14,7 +14,7 @@ use qmux_proto::datagram::{self, Bundle, Header};
 use super::{DatagramRefused, Lane, LaneEvents};
 use crate::buffer::Datagram;
 
-/// Longest packet that is bundled, with its header. Longer ones gain little: a packet of 1,500
+/// The longest packet that is bundled, with its header. Longer ones gain little: a packet of 1,500
 /// bytes has room for two.
 const SMALL_BYTES_MAX: usize = 512;
 
@@ -34,7 +34,7 @@ pub(super) struct Bundles {
 struct Open {
     datagram: Datagram,
     packets: usize,
-    /// Most bytes that it may have.
+    /// The most bytes that it may have.
     room: usize,
     is_bundle: bool,
 }
@@ -51,8 +51,8 @@ impl Open {
         self.is_bundle = true;
     }
 
-    /// Makes a place for a packet of `length` bytes, which the caller has to fill. False if there
-    /// is no room.
+    /// Makes a place for a packet of `length` bytes, which the caller has to fill. Returns false if
+    /// there is no room.
     fn takes(&mut self, length: usize) -> bool {
         let used = if self.is_bundle {
             self.datagram.as_ref().len()

@@ -29,7 +29,7 @@ const REFRESH_AFTER: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Coalesced {
     streams: RefCell<Vec<u64>>,
-    /// When their flows are told.
+    /// The time at which their flows are told.
     due: Cell<Option<Instant>>,
     /// The distance of wake-ups, and when it was computed.
     distance: Cell<Option<(Duration, Instant)>>,
@@ -48,8 +48,8 @@ fn distance(rtt: Duration) -> Duration {
 }
 
 impl Lane {
-    /// Tells the flow of `stream` that there is something to read, now or soon. False if the stream
-    /// has no flow.
+    /// Tells the flow of `stream` that there is something to read, now or soon. Returns false if
+    /// the stream has no flow.
     pub(super) fn stream_readable(self: &Rc<Self>, stream: u64, now: Instant) -> bool {
         let waiters = self.waiters.borrow();
         let Some(waiters) = waiters.get(&stream) else {

@@ -94,8 +94,8 @@ impl Lane {
         streams.push(stream);
     }
 
-    /// False once the stream is over in both directions and the peer has acknowledged all of its
-    /// bytes.
+    /// Returns false once the stream is over in both directions and the peer has acknowledged all
+    /// of its bytes.
     fn has_stream(&self, stream: u64) -> bool {
         let capacity = self.conn.borrow_mut().stream_capacity(stream);
         !matches!(capacity, Err(quiche::Error::InvalidStreamState(_)))

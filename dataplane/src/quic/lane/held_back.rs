@@ -21,7 +21,7 @@ use crate::core::memory;
 pub(super) struct HeldBack(RefCell<Vec<Rc<StreamWaiters>>>);
 
 impl HeldBack {
-    /// Adds a flow. True if it did not wait here before.
+    /// Adds a flow. Returns true if it did not wait here before.
     fn add(&self, flow: &Rc<StreamWaiters>) -> bool {
         let added = !flow.held_back.replace(true);
         if added {
@@ -48,7 +48,7 @@ impl HeldBack {
 }
 
 impl Lane {
-    /// Has the flow wait until it holds less, or there is more memory.
+    /// Notes that the flow waits until it holds less, or there is more memory.
     pub(super) fn hold_back(&self, flow: &Rc<StreamWaiters>) {
         if self.held_back.add(flow)
             && let Some(endpoint) = self.endpoint.upgrade()
@@ -57,7 +57,7 @@ impl Lane {
         }
     }
 
-    /// Has flows that waited for memory, and need not any more, wait for room again.
+    /// Lets flows that need not wait for memory any more wait for room again.
     pub(super) fn let_held_back_go_on(&self) {
         if !self.held_back.0.borrow().is_empty() {
             let supply = memory::supply();

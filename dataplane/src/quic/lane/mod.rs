@@ -103,7 +103,7 @@ pub(crate) struct StreamWaiters {
     pub(crate) readable: Event,
     /// Set when there may be room to write (also: stopped, end of the lane).
     pub(crate) writable: Event,
-    /// When `readable` was last set because bytes came.
+    /// The time at which `readable` was last set because bytes came.
     told_readable: Cell<Option<Instant>>,
     /// Whether `readable` will be set soon (see [`coalesce`]).
     coalesced: Cell<bool>,
@@ -169,10 +169,10 @@ pub(crate) struct Lane {
     pub(super) acks_armed: Cell<Option<Instant>>,
     /// Whether the lane has just moved to another path, so that the next packets are not paced.
     pub(super) hurries: Cell<bool>,
-    /// When pacing lets the next packet go.
+    /// The time at which pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
-    /// When a lane is given up that has not completed its handshake, or (on a server) not
-    /// registered.
+    /// The time at which the lane is given up if by then it has not completed its handshake or (on
+    /// a server) not registered.
     pub(super) admission_deadline: Cell<Option<Instant>>,
     /// Whether the lane was given up at that deadline.
     pub(super) given_up: Cell<bool>,
@@ -291,7 +291,8 @@ impl Lane {
         Some(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
     }
 
-    /// True once the handshake is complete, with the peer authenticated as far as TLS does it.
+    /// Returns true once the handshake is complete, with the peer authenticated as far as TLS does
+    /// it.
     pub(crate) fn is_established(&self) -> bool {
         self.was_established.get()
     }
@@ -429,7 +430,7 @@ impl Lane {
         }
     }
 
-    /// Has the endpoint flush this lane after the tasks that are ready now.
+    /// Makes the endpoint flush this lane after the tasks that are ready now have run.
     pub(crate) fn mark_dirty(&self) {
         if !self.dirty.replace(true)
             && let Some(endpoint) = self.endpoint.upgrade()

@@ -57,7 +57,7 @@ pub(super) struct PathState {
     heard_here: Cell<u64>,
     /// Genuine packets along other paths.
     strayed: Cell<u64>,
-    /// When there will have been silence for too long.
+    /// The time at which there will have been silence for too long.
     silence_at: Cell<Option<Instant>>,
     /// The largest packet that the path is known to carry.
     packet_bytes_max: Cell<usize>,
@@ -123,7 +123,7 @@ impl Lane {
         self.way().tls
     }
 
-    /// For a client: has its endpoint take packets from a TLS connection as well.
+    /// For a client: makes its endpoint take packets from a TLS connection as well.
     ///
     /// # Errors
     /// If its socket cannot be used, or the lane is gone.
@@ -133,7 +133,8 @@ impl Lane {
         endpoint.adopt_tls(connection)
     }
 
-    /// For a client: sends packets along this TLS connection from now on. False if it is over.
+    /// For a client: sends packets along this TLS connection from now on. Returns false if it is
+    /// over.
     pub(crate) fn ride_tls(&self, id: TlsId) -> bool {
         let way = self.endpoint.upgrade().and_then(|it| it.tls_way(id));
         if let Some(way) = way {
@@ -318,7 +319,7 @@ impl Lane {
         }
     }
 
-    /// Handles the answer to a challenge. True if it proves the peer's address.
+    /// Handles the answer to a challenge. Returns true if it proves the peer's address.
     pub(crate) fn path_response(&self, nonce: u64) -> bool {
         let proved = self.path.roaming.borrow_mut().answered(nonce);
         if proved {
@@ -364,7 +365,7 @@ impl Lane {
         }
     }
 
-    /// When [`Lane::path_due`] has something to do.
+    /// The time at which [`Lane::path_due`] has something to do.
     pub(in crate::quic) fn path_deadline(&self) -> Option<Instant> {
         let probation = if self.path.on_probation.get() {
             self.path.roaming.borrow().deadline()
@@ -377,7 +378,7 @@ impl Lane {
             .min()
     }
 
-    /// Does what is due for the path. True if the peer has not proved its address in time.
+    /// Does what is due for the path. Returns true if the peer has not proved its address in time.
     pub(in crate::quic) fn path_due(&self, now: Instant) -> bool {
         if self.path.silence_at.get().is_some_and(|at| at <= now) {
             self.path.silence_at.set(None);
@@ -439,8 +440,8 @@ impl Lane {
         dropped
     }
 
-    /// Counts a timeout of the connection. True if the path is now suspected of losing large
-    /// packets, and the search for their size begins anew.
+    /// Counts a timeout of the connection. Returns true if the path is now suspected of losing
+    /// large packets, and the search for their size begins anew.
     pub(in crate::quic) fn suspects_packet_size(&self) -> bool {
         let acknowledged = self.conn.borrow().stats().acked_bytes;
         let (mark, count) = self.path.timeouts.get();
@@ -454,8 +455,8 @@ impl Lane {
         (count + 1).is_multiple_of(TIMEOUTS_SUSPECT) && self.distrust_packet_size()
     }
 
-    /// Begins the search for the largest packet anew, from small ones. False if it is at the
-    /// smallest already, or has not ended yet.
+    /// Begins the search for the largest packet anew, from small ones. Returns false if it is at
+    /// the smallest already, or has not ended yet.
     pub(in crate::quic) fn distrust_packet_size(&self) -> bool {
         if self.path.packet_bytes_max.get() <= PACKET_BYTES_SURE {
             return false;

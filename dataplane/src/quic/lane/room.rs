@@ -125,12 +125,12 @@ impl RoomQueue {
         share.taken.set(share.taken.get().saturating_add(bytes));
     }
 
-    /// Has the flow wait until quiche reports its stream.
+    /// Notes that the flow waits until quiche reports its stream.
     pub(super) fn waits_for_quiche(flow: &StreamWaiters) {
         flow.share.waits.set(true);
     }
 
-    /// Has the flow wait for room.
+    /// Notes that the flow waits for room.
     pub(super) fn wait(&self, flow: &Rc<StreamWaiters>) {
         flow.share.waits.set(true);
         if flow.share.queued.replace(true) {
@@ -146,8 +146,8 @@ impl RoomQueue {
         }
     }
 
-    /// Handles quiche's report that the flow's stream is writable. True if that puts the flow into
-    /// the queue.
+    /// Handles quiche's report that the flow's stream is writable. Returns true if that puts the
+    /// flow into the queue.
     pub(super) fn reported(&self, flow: &Rc<StreamWaiters>) -> bool {
         let waits = flow.share.waits.get();
         if waits {
@@ -256,7 +256,7 @@ impl Lane {
         }
     }
 
-    /// Handles the streams that quiche reports as writable. True if there are any.
+    /// Handles the streams that quiche reports as writable. Returns true if there are any.
     pub(super) fn note_writable(&self) -> bool {
         let mut any = false;
         loop {

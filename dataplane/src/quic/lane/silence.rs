@@ -19,9 +19,9 @@ use super::Lane;
 /// Probe timeouts in a row that make a silence. One is a lost packet, two a lost burst.
 const TIMEOUTS_MIN: usize = 3;
 
-/// Least time after the first of them, or after the first question. Where a round trip takes less
-/// than a millisecond, three timeouts come within 200 ms, which a busy machine may well take to
-/// answer.
+/// The least time after the first of them, or after the first question. Where a round trip takes
+/// less than a millisecond, three timeouts come within 200 ms, which a busy machine may well take
+/// to answer.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
 
 /// Round trips that an answer to a question may take beyond that.
@@ -38,7 +38,7 @@ pub(super) struct Silence {
     timeouts: Cell<usize>,
     /// The first timeout or question since then.
     since: Cell<Option<Instant>>,
-    /// When the silence was noticed.
+    /// The time at which the silence was noticed.
     noticed: Cell<Option<Instant>>,
     /// The last packet that was sent while something was unanswered, and when.
     last_packet: RefCell<Vec<u8>>,
@@ -48,15 +48,15 @@ pub(super) struct Silence {
 /// A silence that lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Silent {
-    /// Since when the peer has left everything unanswered.
+    /// The time since which the peer has left everything unanswered.
     pub(crate) since: Instant,
-    /// When that was noticed: much later, if this process stood still in between.
+    /// The time at which that was noticed: much later, if this process stood still in between.
     pub(crate) noticed: Instant,
 }
 
 impl Silence {
-    /// Takes the number of the connection's probe timeouts. True if the peer counts as silent from
-    /// now on.
+    /// Takes the number of the connection's probe timeouts. Returns true if the peer counts as
+    /// silent from now on.
     fn timed_out(&self, timeouts: usize, now: Instant) -> bool {
         if timeouts == self.timeouts.replace(timeouts) {
             return false; // Another timer.
@@ -67,8 +67,8 @@ impl Silence {
         in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && self.notice(now)
     }
 
-    /// Notes that the peer is sent something that it must acknowledge. True if it counts as silent
-    /// from now on.
+    /// Notes that the peer is sent something that it must acknowledge. Returns true if it counts as
+    /// silent from now on.
     fn asked(&self, now: Instant, round_trip: impl FnOnce() -> Duration) -> bool {
         let Some(since) = self.since.get() else {
             self.since.set(Some(now));
@@ -92,13 +92,13 @@ impl Silence {
         }
     }
 
-    /// Notes that nothing can be heard any more. True if that is news.
+    /// Notes that nothing can be heard any more. Returns true if that is news.
     fn cut_off(&self, now: Instant) -> bool {
         self.since.set(Some(self.since.get().unwrap_or(now)));
         self.notice(now)
     }
 
-    /// Notes the silence. True if it is news.
+    /// Notes the silence. Returns true if it is news.
     fn notice(&self, now: Instant) -> bool {
         let news = self.noticed.get().is_none();
         if news {
@@ -113,7 +113,7 @@ impl Silence {
         Some(Silent { since, noticed })
     }
 
-    /// Notes that something came from the peer. True if it counted as silent until now.
+    /// Notes that something came from the peer. Returns true if it counted as silent until now.
     fn heard(&self) -> bool {
         if self.since.take().is_none() {
             return false;

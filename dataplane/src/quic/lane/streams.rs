@@ -45,7 +45,7 @@ impl Lane {
         waiters
     }
 
-    /// Ends the registration. To be called when the stream is over in both directions.
+    /// Ends the registration. Must be called when the stream is over in both directions.
     pub(crate) fn detach(&self, stream: u64) {
         let waiters = self.waiters.borrow_mut().remove(&stream);
         let was_reset = waiters.as_ref().is_some_and(|it| it.was_reset.get());
@@ -94,8 +94,8 @@ impl Lane {
         }
     }
 
-    /// Gives bytes to `stream` without copying them, to be sent after the tasks that are ready now.
-    /// Returns those that found no room.
+    /// Gives bytes to `stream` without copying them. They are sent after the tasks that are ready
+    /// now have run. Returns the bytes for which there was no room.
     ///
     /// # Errors
     /// The peer's reason if it stopped the stream.
@@ -117,8 +117,8 @@ impl Lane {
         result
     }
 
-    /// Gives bytes to `stream` as [`Lane::write`] does, but has nothing sent: more is to go with
-    /// them, and whoever writes that sees to it.
+    /// Gives bytes to `stream` as [`Lane::write`] does, but does not flush them: more bytes are to
+    /// be sent with them, and the [`Lane::write`] of those sends all.
     ///
     /// # Errors
     /// The peer's reason if it stopped the stream.
@@ -132,8 +132,8 @@ impl Lane {
         if !self.is_open() {
             return Err(FlowError::Internal);
         }
-        // Only what quiche takes counts among what the flow holds: the flow waits for that to be
-        // acknowledged, and must never wait for bytes that it has itself.
+        // Only bytes that quiche takes are charged to the flow: the flow waits until charged bytes
+        // are acknowledged, and must never wait for bytes that it has itself.
         let charged = bytes.charged_to(&waiters.holds);
         let result = self.conn.borrow_mut().stream_send_zc(stream, charged, fin);
         match result {
@@ -148,10 +148,10 @@ impl Lane {
         }
     }
 
-    /// Sends a FIN on `stream`. True if it was taken, false if the stream must become writable
-    /// first.
+    /// Sends a FIN on `stream`. Returns true if it was taken, false if the stream must become
+    /// writable first.
     ///
-    /// A FIN without data is not safe with quiche: it forgets the stream, FIN and all, once both
+    /// A FIN without data is not safe with quiche: it forgets the stream, with its FIN, once both
     /// directions are known to be complete and all *data* is acknowledged (cloudflare/quiche issue
     /// 2525). So the endpoint sends it before the next packet is processed, and a [`Finished`]
     /// message follows on the control stream in case it is lost.
@@ -185,8 +185,8 @@ impl Lane {
         }
     }
 
-    /// Repeats a FIN on the control stream, together with others of the same moment; it is rarely
-    /// needed.
+    /// Repeats a FIN on the control stream after [`ANNOUNCE_AFTER`], together with others of that
+    /// time. The peer rarely needs this.
     fn announce(&self, finished: Finished) {
         let first = {
             let mut pending = self.announcements.borrow_mut();
@@ -212,7 +212,7 @@ impl Lane {
         }
     }
 
-    /// Reads what there is of `stream`.
+    /// Reads bytes of `stream` that have arrived.
     pub(crate) fn read(&self, stream: u64, into: &mut [u8], waiters: &StreamWaiters) -> StreamRead {
         if self.end.borrow().is_some() || self.conn.was_interrupted() {
             return StreamRead::Reset(FlowError::Internal);
@@ -297,8 +297,8 @@ impl Lane {
         }
         let result = {
             let mut conn = self.conn.borrow_mut();
-            // The control stream goes before everything that flows have written. This fails where
-            // the next call does.
+            // The control stream goes before everything that flows have written. If this fails, so
+            // does the next call.
             let _closing = conn.stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
             conn.stream_send(CONTROL_STREAM, &backlog, false)
         };
@@ -311,7 +311,7 @@ impl Lane {
             Err(quiche::Error::Done) => {}
             Err(error) => {
                 drop(backlog);
-                tracing::debug!(lane = self.key, %error, "control stream");
+                tracing::debug!(lane = self.key, %error, "cannot write to the control stream");
                 self.close(
                     LaneError::ProtocolViolation,
                     "the control stream was closed",
@@ -330,7 +330,7 @@ impl Lane {
         if !self.is_open() {
             return Err(DatagramRefused::Closed);
         }
-        self.close_bundle(); // It was first.
+        self.close_bundle(); // The datagrams in it are older.
         self.queue_datagram(datagram)
     }
 
@@ -366,7 +366,7 @@ impl Lane {
     }
 }
 
-/// The error of a flow for an error of its stream.
+/// Maps the error of a stream to that of its flow.
 pub(super) fn flow_error(error: quiche::Error) -> FlowError {
     match error {
         quiche::Error::StreamReset(code) | quiche::Error::StreamStopped(code) => {

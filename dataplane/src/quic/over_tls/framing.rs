@@ -6,11 +6,11 @@
 /// Bytes in front of a packet.
 pub(super) const HEADER_BYTES: usize = 2;
 
-/// Largest packet: the largest that QUIC takes (`PACKET_BYTES_MAX` of [`crate::quic::settings`] is
-/// less).
+/// The largest packet: the largest that QUIC takes (`PACKET_BYTES_MAX` of [`crate::quic::settings`]
+/// is less).
 pub(super) const PACKET_BYTES_MAX: usize = 16_384;
 
-/// Smallest packet: a short header, its packet number and an authentication tag of 16 bytes are
+/// The smallest packet: a short header, its packet number and an authentication tag of 16 bytes are
 /// more.
 pub(super) const PACKET_BYTES_MIN: usize = 16;
 

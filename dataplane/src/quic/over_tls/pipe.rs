@@ -77,7 +77,7 @@ impl TlsPipe {
         Ok(TlsPipe { stream, side })
     }
 
-    /// Continues the handshake. True once it is complete.
+    /// Continues the handshake. Returns true once it is complete.
     ///
     /// # Errors
     /// If it has failed; an alert for the peer may be among the bytes to be sent.

@@ -290,8 +290,8 @@ impl TlsWay {
         full
     }
 
-    /// Notes that packets wait from now on. True if nobody has called [`TlsWay::write_rest`] for
-    /// them yet.
+    /// Notes that packets wait from now on. Returns true if nobody has called
+    /// [`TlsWay::write_rest`] for them yet.
     pub(in crate::quic) fn begins_to_wait(&self) -> bool {
         !self.full.replace(true)
     }
@@ -310,8 +310,8 @@ impl TlsWay {
         self.full.set(false);
     }
 
-    /// Whether the peer has ended the connection, or its process has died. False if this side has
-    /// ended it, or if nothing was acknowledged for too long.
+    /// Whether the peer has ended the connection, or its process has died. Returns false if this
+    /// side has ended it, or if nothing was acknowledged for too long.
     pub(in crate::quic) fn was_hung_up(&self) -> bool {
         self.hung_up.get()
     }

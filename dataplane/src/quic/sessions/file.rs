@@ -14,7 +14,7 @@ use super::{Identity, SERVERS_MAX, Saved, TICKETS_MAX, Ticket, TicketServer};
 /// The name of the file in the state directory.
 pub(super) const NAME: &str = "sessions";
 
-/// Largest file that is read: as many servers as there may be, with as many tickets as they may
+/// The largest file that is read: as many servers as there may be, with as many tickets as they may
 /// have, of 4 KB each, in base64. Some kilobytes are usual.
 const FILE_BYTES_MAX: u64 = 96 << 20;
 

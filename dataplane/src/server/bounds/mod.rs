@@ -26,7 +26,7 @@ use udp_sources::UdpSources;
 /// for each other.
 const SHARDS: usize = 16;
 
-/// Most sources of TCP visitors that one service knows at a time: some 10 MiB, and more than
+/// The most sources of TCP visitors that one service knows at a time: some 10 MiB, and more than
 /// visitors have descriptors on most machines. Each source has completed a handshake, so its
 /// address is its own. Sources of UDP may be forged, and are kept in a table without such a bound
 /// ([`udp_sources`]).

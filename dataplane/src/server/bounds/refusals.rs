@@ -72,7 +72,7 @@ refusals! {
         max_visitors = Visitors,
         /// The visitor's source has as many visitors as it may have. TCP only.
         max_visitors_per_source = VisitorsOfSource,
-        /// The visitor's source has opened too many connections of late. TCP only.
+        /// The visitor's source has opened too many connections recently. TCP only.
         visitors_per_second_per_source = RateOfSource,
         /// The visitor's source has as many flows as it may have. UDP only.
         max_udp_flows_per_source = UdpFlowsOfSource,

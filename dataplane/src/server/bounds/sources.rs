@@ -38,9 +38,9 @@ struct Source {
     /// TCP visitors of the source who are in, if their number is limited. With a limit of the rate
     /// alone nothing is counted here, so that a source can be forgotten while its visitors stay.
     visitors: u32,
-    /// When the rate of the source has recovered from all visitors so far (the theoretical arrival
-    /// time of the generic cell rate algorithm). The more visitors have come of late, the later
-    /// this is.
+    /// The time at which the rate of the source has recovered from all visitors so far (the
+    /// theoretical arrival time of the generic cell rate algorithm). The more visitors have come of
+    /// late, the later this is.
     recovered_at: Instant,
 }
 
@@ -50,7 +50,7 @@ impl Source {
     }
 }
 
-/// The sources that have visitors, or have had new ones of late.
+/// The sources that have visitors, or have had new ones recently.
 #[derive(Debug)]
 pub(super) struct Sources {
     limits: SourceLimits,
@@ -73,8 +73,8 @@ impl Sources {
         self.limits = limits;
     }
 
-    /// Counts one more visitor of a source, or refuses it. True if [`Self::close`] must be called
-    /// when the visitor has gone.
+    /// Counts one more visitor of a source, or refuses it. Returns true if [`Self::close`] must be
+    /// called when the visitor has gone.
     pub(super) fn open(&mut self, source: IpAddr, now: Instant) -> Result<bool, Refusal> {
         if self.forget_at.is_none_or(|at| at <= now) {
             self.known.retain(|_, source| !source.is_idle(now));

@@ -21,7 +21,7 @@ use crate::server::pool::registry::Claim;
 use crate::server::shared::ServerSettings;
 use crate::sys::tls::{PeerRefused, check_client_against};
 
-/// Most bytes of a certificate's name in a text for people.
+/// The most bytes of a certificate's name in a text for people.
 const SHOWN_NAME_BYTES_MAX: usize = 128;
 
 /// The grounds on which a lane was let in. They must hold for as long as the lane lives.
@@ -32,7 +32,7 @@ pub(crate) struct Admitted {
     pub(crate) is_told: bool,
     /// Whether the client was authenticated by its certificate.
     pub(crate) by_certificate: bool,
-    /// When the client's certificate expires, in seconds since 1970.
+    /// The time at which the client's certificate expires, in seconds since 1970.
     pub(crate) expiry_s: Option<i64>,
     /// The settings by which the lane was judged last.
     pub(crate) judged: Cell<Judged>,
@@ -153,7 +153,8 @@ pub(super) fn names_of(lane: &ServerLane) -> CertificateNames {
     })
 }
 
-/// When the first of the certificates that the client has shown expires, in seconds since 1970.
+/// The time at which the first of the certificates that the client has shown expires, in seconds
+/// since 1970.
 pub(super) fn expiry_of(lane: &ServerLane) -> Option<i64> {
     lane.quic.with_tls(|ssl| {
         let leaf = ssl.peer_certificate()?.to_pem().ok()?;
@@ -161,7 +162,7 @@ pub(super) fn expiry_of(lane: &ServerLane) -> Option<i64> {
     })
 }
 
-/// What to call a certificate in a message: by the name that an entry of dp.toml would use.
+/// The name of a certificate in messages: the one that an entry of dp.toml would use.
 fn shown_name(names: &CertificateNames) -> String {
     let all = names.common_names.iter().chain(&names.dns_names);
     let name = all.chain(&names.uri_names).find(|name| !name.is_empty());

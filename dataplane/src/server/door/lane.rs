@@ -45,7 +45,7 @@ pub(crate) struct ServerLane {
     pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
     tcp_flows: Cell<usize>,
-    /// When anything was last read from the control stream.
+    /// The time at which anything was last read from the control stream.
     pub(crate) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
     /// Wakes the lane's session when there was an alarm, or when there are hand-overs to report.
@@ -110,7 +110,7 @@ impl ServerLane {
         self.alarmed.take()
     }
 
-    /// When a client that has ended the TLS connection of its lane must be back.
+    /// The time at which a client that has ended the TLS connection of its lane must be back.
     pub(super) fn back_until(&self) -> Option<Instant> {
         self.back_until.get()
     }

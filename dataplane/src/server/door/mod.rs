@@ -47,7 +47,7 @@ use lane::ServerLane;
 pub(crate) struct Door {
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
-    /// What all cores share of this door.
+    /// The state of this door that all cores share.
     of_all_cores: Arc<SharedDoor>,
     /// The door's endpoints, one for each of its addresses.
     endpoints: OnceCell<Vec<Rc<Endpoint>>>,
@@ -206,7 +206,7 @@ impl Door {
     }
 
     /// Keeps a refused lane until its client has read why, unless `most` others are kept already.
-    /// False if the lane must be closed.
+    /// Returns false if the lane must be closed.
     pub(crate) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
         let lingering = self.lingering.get();
         let may = lingering < most;
@@ -239,7 +239,7 @@ impl Door {
             .remove(membership.client().number, lane);
     }
 
-    /// Removes a lane that has ended. True if it was the last one of its client.
+    /// Removes a lane that has ended. Returns true if it was the last one of its client.
     pub(crate) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
         self.lane_takes_no_more(lane);
         let membership = lane.membership.get();
@@ -319,7 +319,7 @@ impl Door {
         }
     }
 
-    /// Has all lanes of a client ask it for a sign of life, on every core.
+    /// Makes all lanes of a client ask it for a sign of life, on every core.
     pub(crate) fn alarm_everywhere(&self, client: &Client, now: Instant) {
         if !client.may_alarm(now) {
             return;
@@ -341,7 +341,7 @@ impl Door {
         }
     }
 
-    /// Has this core's lanes of the client ask it for a sign of life.
+    /// Makes this core's lanes of the client ask it for a sign of life.
     pub(crate) fn alarm(&self, client: u64) {
         for lane in self.registered_lanes(client) {
             lane.alarm();

@@ -51,7 +51,7 @@ pub(crate) async fn run(lane: Rc<ServerLane>) {
     }
 }
 
-/// Registers the lane. True once that has succeeded.
+/// Registers the lane. Returns true once that has succeeded.
 async fn register(lane: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
     let deadline = Instant::now() + REGISTER_TIMEOUT;
     let request = match reader.next(deadline).await {
@@ -164,7 +164,7 @@ fn refuse(
     false
 }
 
-/// Accepts the lane if its client may serve. True if the lane is registered now.
+/// Accepts the lane if its client may serve. Returns true if the lane is registered now.
 fn accept(
     lane: &Rc<ServerLane>,
     door: &Rc<Door>,

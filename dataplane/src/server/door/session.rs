@@ -64,7 +64,7 @@ pub(crate) struct Session<'a> {
     liveness: Liveness,
     loss_told: LossTold,
     losses: LossWatch,
-    /// When hand-overs may be reported again.
+    /// The time at which hand-overs may be reported again.
     next_hand_overs: Instant,
 }
 
@@ -174,7 +174,7 @@ impl Session<'_> {
         }
     }
 
-    /// Does everything that is due. False if the lane was closed.
+    /// Does everything that is due. Returns false if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
         let Self { lane, door, .. } = self;
         let settings = door.settings();
@@ -219,8 +219,8 @@ impl Session<'_> {
         true
     }
 
-    /// Handles a lane whose client has ended its TLS connection and is not back. False if the lane
-    /// was closed.
+    /// Handles a lane whose client has ended its TLS connection and is not back. Returns false if
+    /// the lane was closed.
     fn stays_without_way(&self, now: Instant) -> bool {
         let Self { lane, door, .. } = self;
         let Some(until) = lane.back_until() else {

@@ -24,9 +24,9 @@ impl Door {
         settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
-    /// Has the endpoints use the credentials of these settings, if they differ. If that fails,
-    /// which was tried before the settings came into force, the endpoints stay as they are until
-    /// the next change.
+    /// Gives the endpoints the credentials of these settings, if they differ. If that fails,
+    /// although it was tried before the settings came into force, the endpoints stay as they are
+    /// until the next change.
     pub(super) fn show(&self, settings: &ServerSettings) {
         // Unchanged credentials keep the TLS context with its sessions, and cost nothing.
         if self.shows.get() == by(settings) {

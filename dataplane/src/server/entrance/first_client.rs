@@ -13,7 +13,7 @@ use super::Entrance;
 /// them.
 const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
 
-/// Pause between two looks for first clients.
+/// Pause between two checks for first clients.
 const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
 
 /// Lets each entrance accept visitors when its service has a client, when the wait for one is over,

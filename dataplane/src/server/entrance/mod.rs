@@ -52,11 +52,11 @@ const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
 /// How long the accept queue must have been empty before a draining core closes it.
 const NOBODY_FOR: Duration = Duration::from_millis(100);
 
-/// Longest time for which a draining core goes on accepting, whatever comes: the kernel may not
+/// The longest time for which a draining core goes on accepting, whatever comes: the kernel may not
 /// have taken the filter.
 const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at the accept queue of a draining core.
+/// Pause between two checks of the accept queue of a draining core.
 const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 
 /// One entrance on one core.
@@ -73,7 +73,7 @@ pub(crate) struct Entrance {
     held: Rc<Held>,
     may_accept: Event,
     stop_accepting: Event,
-    /// When the last visitor was accepted in a turn of its own.
+    /// The time at which the last visitor was accepted in a turn of its own.
     last_visitor: Cell<Option<Instant>>,
     /// Whether the entrance takes no more TCP visitors, except those who have begun to connect.
     tcp_leaves: Cell<bool>,
@@ -297,7 +297,7 @@ impl Entrance {
         }
     }
 
-    /// Waits for visitors. False when no more are to be accepted.
+    /// Waits for visitors. Returns false when no more are to be accepted.
     async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
         match self.stop_accepting.cuts_short(acceptor.readable()).await {
             None => false,

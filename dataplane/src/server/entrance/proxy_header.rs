@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 
 use ppp::{PartialResult as _, v1, v2};
 
-/// Longest header with all of its TLVs. HAProxy's own have some hundred bytes; certificates in TLVs
-/// fit as well.
+/// The longest header with all of its TLVs. HAProxy's own have some hundred bytes; certificates in
+/// TLVs fit as well.
 pub(crate) const HEADER_BYTES_MAX: usize = 4_096;
 
-/// Longest header in text form, with the end of its line (section 2.1 of the specification).
+/// The longest header in text form, with the end of its line (section 2.1 of the specification).
 const TEXT_BYTES_MAX: usize = 107;
 
 /// Length of a binary header without its addresses.
@@ -24,9 +24,9 @@ const _: () = assert!(TEXT_BYTES_MAX <= HEADER_BYTES_MAX);
 /// What the bytes that have come so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// They are the beginning of a header, and more are needed.
+    /// The bytes are the beginning of a header, and more are needed.
     More,
-    /// They begin with a whole header, which the visitor's own bytes may follow.
+    /// The bytes begin with a whole header, which the visitor's own bytes may follow.
     Header {
         /// The length of the header in bytes.
         bytes: usize,

@@ -1,16 +1,16 @@
-//! The rule by which one of several clients or lanes is chosen. It knows no clock, no socket and no
-//! lock; all the memory that it needs is a number that counts up.
+//! Load balancing: the rule that chooses one of several clients or lanes. It uses no clock, no
+//! socket and no lock; the only state that it needs is a number that counts up.
 
-/// Most clients that one visitor is sent to before it is refused. Each may take its dial timeout to
-/// say no, and a visitor whom three refuse would hardly be better off with a fourth.
+/// The most clients that one visitor is sent to before it is refused. Each may take its dial
+/// timeout to refuse, and if three clients refuse a visitor, a fourth hardly takes it.
 pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
 
 /// Chooses one of those `items` that have a load and whose load is the least: the `turn`th of them,
-/// counted around. With equal loads this is round-robin; with counts of flows it is
+/// modulo their number. With equal loads this is round-robin; with counts of flows it is
 /// least-connections with ties that rotate.
 ///
-/// Other cores may change the loads meanwhile. Then one is chosen whose load was among the least
-/// when it was first looked at.
+/// Other cores may change the loads during the call. Then the choice is an item whose load was the
+/// least when the loads were first read.
 pub(crate) fn choose<T: Copy, L: Ord>(
     items: impl Iterator<Item = T> + Clone,
     turn: usize,
@@ -63,8 +63,8 @@ impl Tried {
         }
     }
 
-    /// Notes that the visitor was at this client, on a lane whose peer did not answer. Another lane
-    /// of that client may be chosen, but no client that does not answer.
+    /// Notes that the visitor was sent to this client, on a lane whose peer did not answer. Another
+    /// lane of that client may be chosen, but no client that does not answer.
     pub(crate) fn unanswered(&mut self, client: u64) {
         self.require_answer();
         for place in &mut self.clients[..self.count] {
@@ -89,7 +89,7 @@ impl Tried {
         self.clients[..self.count].contains(&client)
     }
 
-    /// Whether the visitor has been sent to as many clients as it may.
+    /// Whether the visitor has been sent to as many clients as is allowed.
     pub(crate) fn is_full(&self) -> bool {
         self.count == CLIENTS_TRIED_MAX
     }
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_ones_take_turns_and_those_without_a_load_are_passed_over() {
+    fn items_of_equal_load_take_turns_and_those_without_a_load_are_passed_over() {
         let loads = [Some(0), None, Some(0), Some(0)];
         assert_eq!(turns(&loads, 7), [0, 2, 3, 0, 2, 3, 0]);
     }
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn among_none_there_is_nothing_to_choose() {
+    fn nothing_is_chosen_where_no_item_has_a_load() {
         assert_eq!(turns::<u8>(&[], 3), [0; 0]);
         assert_eq!(turns::<u8>(&[None, None], 3), [0; 0]);
     }
 
     #[test]
-    fn loads_that_change_between_two_looks_leave_a_choice() {
+    fn an_item_is_chosen_even_if_the_loads_change_during_the_call() {
         let looks = std::cell::Cell::new(0);
         let chosen = choose([7, 8].into_iter(), 1, |_| {
             looks.set(looks.get() + 1);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unanswered_visitor_may_come_again_but_not_more_often() {
+    fn an_unanswered_visitor_may_go_to_the_same_client_again_but_each_time_counts() {
         let mut tried = Tried::default();
         for _ in 0..CLIENTS_TRIED_MAX {
             assert!(!tried.is_full());
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_visitor_has_been_where_it_was_noted_up_to_the_bound() {
+    fn clients_that_were_added_are_contained_up_to_the_bound() {
         let mut tried = Tried::default();
         assert!(!tried.contains(0), "an unused place is no client");
         for client in 0..CLIENTS_TRIED_MAX as u64 {

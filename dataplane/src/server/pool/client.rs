@@ -16,7 +16,7 @@ use super::registry::{Applicant, InstanceId};
 /// The serial number that stands for no lane: none probes the client.
 pub(super) const NOBODY: u64 = 0;
 
-/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
+/// The least time between two alarms. The lanes that heard an alarm ask until they are answered.
 pub(super) const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Number of lanes of one client on one core.
@@ -44,7 +44,7 @@ pub(crate) struct Client {
     /// Whether an instance that had the name before has been told to stay out, and the operator
     /// that this happened.
     pub(super) contested: AtomicBool,
-    /// When the client's first lane came.
+    /// The time at which the client's first lane came.
     since: Instant,
     /// Registered lanes that have not ended, whether they take flows or not.
     pub(super) lanes_up: AtomicUsize,
@@ -64,9 +64,10 @@ pub(crate) struct Client {
     pub(super) replaced: AtomicBool,
     /// The serial number of the lane that probes the client.
     pub(super) prober: AtomicU64,
-    /// When the last alarm was given, in milliseconds since the registry began, plus 1.
+    /// The time at which the last alarm was given, in milliseconds since the registry began, plus
+    /// 1.
     last_alarm_ms: AtomicU64,
-    /// When the registry began.
+    /// The time at which the registry began.
     epoch: Instant,
 }
 
@@ -105,7 +106,7 @@ impl Client {
         self.address
     }
 
-    /// When the client's first lane came.
+    /// The time at which the client's first lane came.
     pub(crate) fn since(&self) -> Instant {
         self.since
     }
@@ -120,7 +121,8 @@ impl Client {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// The client says on one of its lanes that it stops. True for the first lane that says so.
+    /// The client says on one of its lanes that it stops. Returns true for the first lane that says
+    /// so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }

@@ -117,8 +117,8 @@ impl LaneMembership {
         }
     }
 
-    /// Takes the probing role for this lane, if no other lane of the client has it. True if this
-    /// lane has it now.
+    /// Takes the probing role for this lane, if no other lane of the client has it. Returns true if
+    /// this lane has it now.
     pub(crate) fn claim_probing(&self) -> bool {
         let prober = &self.client.prober;
         !self.over.get()
@@ -128,7 +128,7 @@ impl LaneMembership {
                     .is_ok())
     }
 
-    /// Gives the probing role back. True if this lane had it.
+    /// Gives the probing role back. Returns true if this lane had it.
     pub(crate) fn leave_probing(&self) -> bool {
         self.client
             .prober
@@ -150,8 +150,8 @@ impl LaneMembership {
     }
 
     /// Ends the membership of a lane that has ended. The lane's last flow may go on for some time,
-    /// and must not keep alive what the lane has reported: later lanes know better. True if the
-    /// client has no other lane.
+    /// and must not keep alive what the lane has reported: later lanes know better. Returns true if
+    /// the client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
@@ -163,8 +163,8 @@ impl LaneMembership {
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
-    /// The lane reports whether the client reaches a service. True if that changes the state of the
-    /// service at this client, which is down while any lane reports so.
+    /// The lane reports whether the client reaches a service. Returns true if that changes the
+    /// state of the service at this client, which is down while any lane reports so.
     pub(crate) fn service_health(&self, service: usize, healthy: bool) -> bool {
         let Some(member) = self.member(service) else {
             return false;

@@ -4,7 +4,7 @@
 //! there. Each flow that the service ends before it has sent a byte raises the failure score of its
 //! client, each answer lowers it, and the score fades with time: a client whose service has
 //! recovered is found out by the next visitor that gets there. The score only orders the choice. If
-//! the services of all clients fail, visitors go to them all the same. So a visitor who provokes
+//! the services of all clients fail, visitors go to them nevertheless. So a visitor who provokes
 //! early ends can do no more than the services themselves allow.
 //!
 //! All cores share the score, without a lock: the score and its time are one atomic number. There

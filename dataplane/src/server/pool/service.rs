@@ -38,7 +38,7 @@ pub(crate) struct Member {
     passive_health: PassiveHealth,
     /// Slow start: the load that the client is counted with in addition, because it has just come.
     slow_start: SlowStart,
-    /// When the pool began.
+    /// The time at which the pool began.
     epoch: Instant,
 }
 
@@ -82,12 +82,13 @@ impl Member {
         self.flows() + self.slow_start.flows(self.age(now))
     }
 
-    /// One more lane reports that the service cannot be reached. True if it is the only one.
+    /// One more lane reports that the service cannot be reached. Returns true if it is the only
+    /// one.
     pub(super) fn one_lane_says_down(&self) -> bool {
         self.service_down.fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// One lane less reports that the service cannot be reached. True if none is left.
+    /// One lane less reports that the service cannot be reached. Returns true if none is left.
     pub(super) fn one_lane_says_up(&self) -> bool {
         let news = self.service_down.fetch_sub(1, Ordering::Relaxed) == 1;
         if news {

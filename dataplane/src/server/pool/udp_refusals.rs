@@ -3,7 +3,7 @@
 //! tell, because they go by TCP.
 //!
 //! All cores share this, without a lock. Such a client comes after others for a while; if all
-//! clients are such, visitors go to them all the same.
+//! clients are such, visitors go to them nevertheless.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ const COUNTS: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct UdpRefusals {
     epoch: Instant,
-    /// When the last refusal stops to count, in milliseconds since `epoch`; 0: there was none.
+    /// The time at which the last refusal stops to count, in milliseconds since `epoch`; 0: there
+    /// was none.
     over_at_ms: AtomicU64,
 }
 

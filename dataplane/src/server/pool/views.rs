@@ -75,7 +75,7 @@ pub(crate) struct ClientView {
     pub(crate) rtt_us: u64,
     /// Packets to the client that were lost.
     pub(crate) lost_packets: u64,
-    /// When the client's first lane came.
+    /// The time at which the client's first lane came.
     pub(crate) since: Instant,
     /// Flows that the client carries, for all of its services.
     pub(crate) flows: usize,

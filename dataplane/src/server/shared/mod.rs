@@ -48,7 +48,7 @@ pub(crate) struct ServedService {
     pub(crate) name: String,
     /// The number at the door; no other service there has it before or after.
     pub(crate) number: usize,
-    /// What a change of the configuration may change.
+    /// The settings of the service that a change of the configuration may replace.
     terms: ArcSwap<ServiceTerms>,
     /// The gate that visitors have to pass.
     pub(crate) gate: Arc<Gate>,
@@ -100,7 +100,7 @@ impl ServedService {
         self.terms().service.stall_timeout
     }
 
-    /// Replaces the terms. True if clients are to be told.
+    /// Replaces the terms. Returns true if clients are to be told.
     fn change(&self, service: &Service, entrances: Vec<SharedEntrance>) -> bool {
         let before = self.terms.swap(Arc::new(ServiceTerms {
             service: service.clone(),
@@ -318,10 +318,10 @@ impl ServerSettings {
     }
 }
 
-/// Closed entrances whose UDP flows have some time left, and until when.
+/// Closed entrances whose UDP flows have some time left, each with the end of that time.
 type Draining = Vec<(SharedEntrance, Instant)>;
 
-/// Addresses that cores are about to give up, and until when they may still be bound.
+/// Addresses that cores are about to give up, each with the time until which it may still be bound.
 #[derive(Debug, Default)]
 struct LeavingTcp(Vec<(SocketAddr, Instant)>);
 
@@ -333,7 +333,7 @@ impl LeavingTcp {
     }
 }
 
-/// What all cores of the server role share.
+/// The state that all cores of the server role share.
 #[derive(Debug)]
 pub(crate) struct ServerShared {
     settings: ArcSwap<ServerSettings>,
@@ -342,7 +342,7 @@ pub(crate) struct ServerShared {
     draining: Mutex<Draining>,
     /// Addresses of closed entrances, while cores may still accept the last TCP visitors.
     leaving_tcp: Mutex<LeavingTcp>,
-    /// Addresses of removed doors, and until when their lanes may still use them.
+    /// Addresses of removed doors, each with the time until which their lanes may still use it.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
     /// The process that had the sockets before, while it lets its flows finish.

@@ -178,7 +178,7 @@ pub(crate) struct CoreChanges {
     pub(in crate::server) told: Arc<Vec<(DoorId, u64)>>,
     /// How long the flows of what is closed may go on.
     pub(in crate::server) drain_timeout: Duration,
-    /// Where to report that it is done; the text is for the log.
+    /// The channel on which to report that the change is done; the text is for the log.
     pub(crate) done: Option<Sender<Result<(), String>>>,
 }
 

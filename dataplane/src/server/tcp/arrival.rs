@@ -26,7 +26,7 @@ struct Arrival {
     /// The address of its peer; a socket of both families sees IPv4 addresses mapped into IPv6.
     peer: SocketAddr,
     accepted: Instant,
-    /// When it was accepted, in microseconds since the Unix epoch.
+    /// The time at which it was accepted, in microseconds since the Unix epoch.
     accepted_at_us: u64,
 }
 

@@ -34,16 +34,16 @@ struct BegunStream {
 
 /// Where a refused flow goes on.
 enum Again {
-    /// Through another lane of this core.
+    /// The flow goes on through another lane of this core.
     Here(Box<(Box<Visitor>, BegunStream, FlowTicket)>),
-    /// On another core, which has the visitor now.
+    /// The flow goes on at another core, which has the visitor now.
     Elsewhere,
     /// Nowhere, because no client can take it.
     Nowhere(Box<Visitor>),
 }
 
-/// Tells the choice of clients what the beginning of a flow shows about the service. True if it
-/// shows nothing yet.
+/// Tells the choice of clients what the beginning of a flow shows about the service. Returns true
+/// if it shows nothing yet.
 fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
     if !first.early.is_empty() {
         ticket.answered(Instant::now());
@@ -207,7 +207,7 @@ impl Entrance {
         };
         tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "flow opened");
         let count = FlowCount::new(&self.context().core);
-        visitor.under_way = None; // Only now: in between it would not be counted.
+        visitor.under_way = None; // Not earlier: in between the visitor would not be counted.
         let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
         let task = async move {
             this.carry(socket, visitor, begun, ticket).await;

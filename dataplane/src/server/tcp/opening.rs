@@ -222,7 +222,7 @@ pub(crate) struct Opening<'a> {
     pub(crate) stream: u64,
     /// The waiters of the stream.
     pub(crate) waiters: &'a Rc<StreamWaiters>,
-    /// When the flow began on this lane.
+    /// The time at which the flow began on this lane.
     pub(crate) began: Instant,
     /// Whether there is a lane or a client that answers, while this one does not.
     pub(crate) better: &'a dyn Fn() -> bool,
@@ -245,7 +245,7 @@ enum Wait {
     Answer,
 }
 
-/// What has come.
+/// The events that have come for the flow.
 #[derive(Clone, Copy, Default)]
 struct Ready {
     answer: bool,
@@ -300,7 +300,7 @@ impl Opening<'_> {
         }
     }
 
-    /// When the flow leaves a lane that is silent, if it may.
+    /// The time at which the flow leaves a lane that is silent, if it may.
     fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
         let silent = self.lane.silent()?;
         let unheard = sent.is_unheard(self.lane);
@@ -342,8 +342,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if
-    /// it took all.
+    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. Returns
+    /// true if it took all.
     fn push(&self, begun: &mut Begun) -> Result<bool, FlowError> {
         while let Some(piece) = begun.unsent.pop_front() {
             let fin = begun.ended && begun.unsent.is_empty();
@@ -366,7 +366,7 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// Reads up to `room` bytes of the visitor. False if nothing is left now.
+    /// Reads up to `room` bytes of the visitor. Returns false if nothing is left now.
     fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
         let mut block = Block::take(BlockSize::Small);
         let capacity = SMALL_BLOCK_BYTES.min(room);
@@ -471,8 +471,9 @@ fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> b
     error.is_untouched() || (!lane_is_open && nothing_sent)
 }
 
-/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing shows that
-/// the client has anything of its visitor; `at_once`: nothing was sent, and there is a better lane.
+/// The time at which a flow that began at `began` leaves a lane that is silent. `unheard`: nothing
+/// shows that the client has anything of its visitor; `at_once`: nothing was sent, and there is a
+/// better lane.
 fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
     // What came while this process stood still may not have been read yet.
     let first = silent.noticed + READ_FIRST;

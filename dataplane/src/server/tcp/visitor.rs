@@ -14,9 +14,10 @@ pub(crate) struct Visitor {
     pub(super) addr: SocketAddr,
     /// The address that the visitor has connected to.
     pub(super) traffic: SocketAddr,
-    /// When the visitor was accepted.
+    /// The time at which the visitor was accepted.
     pub(super) accepted: Instant,
-    /// When the visitor was accepted, in microseconds since the Unix epoch, for the client.
+    /// The time at which the visitor was accepted, in microseconds since the Unix epoch, for the
+    /// client.
     pub(super) accepted_at_us: u64,
     /// The core that last chose a client for the visitor. The others are asked in turn, and this
     /// one is not, so that there are fewer hand-overs than cores.

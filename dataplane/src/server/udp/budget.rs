@@ -4,8 +4,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// Most UDP flows of one core. Source addresses can be forged, so there must be a limit; one flow
-/// costs about 400 bytes in a table.
+/// The most UDP flows of one core. Source addresses can be forged, so there must be a limit; one
+/// flow costs about 400 bytes in a table.
 pub(super) const FLOWS_PER_CORE_MAX: usize = 65_536;
 
 /// Flows that a socket may have, however many the other sockets have.

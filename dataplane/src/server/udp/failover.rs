@@ -22,10 +22,10 @@ use crate::server::pool::balance::Tried;
 use crate::server::pool::route::Route;
 use crate::server::pool::service::FlowTicket;
 
-/// Largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
+/// The largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
 
-/// Most bytes of first datagrams that each core keeps.
+/// The most bytes of first datagrams that each core keeps.
 const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
 
 /// The first datagram of a flow that has no answer yet.
@@ -309,7 +309,7 @@ impl TrafficSocket {
 
     /// Ends a flow whose lane has been silent for a while and whose visitor another core receives.
     /// That core learns of the end by the flow's link, and routes the visitor's next datagram anew.
-    /// False if no client answers.
+    /// Returns false if no client answers.
     pub(super) fn leave_to_other_core(
         &self,
         local: &Rc<LocalFlow>,
@@ -334,7 +334,7 @@ impl TrafficSocket {
     }
 
     /// Moves a flow whose lane has been silent for a while to a lane that is not, together with a
-    /// datagram that has just come. False if there is no such lane.
+    /// datagram that has just come. Returns false if there is no such lane.
     pub(super) fn move_on(
         self: &Rc<Self>,
         local: &Rc<LocalFlow>,

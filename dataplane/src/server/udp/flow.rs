@@ -70,9 +70,9 @@ pub(super) struct LocalFlow {
     pub(super) service: Arc<ServedService>,
     /// The bound address of the socket that the visitor sends to.
     pub(super) bound: SocketAddr,
-    /// What the flow holds; dropped with it.
+    /// The claim that the flow holds; it is dropped with the flow.
     pub(super) claim: RefCell<Claim>,
-    /// When the flow began, and what it has carried since.
+    /// The time at which the flow began, and what it has carried since.
     pub(super) began: Instant,
     /// The bandwidth of the flow, if it is limited.
     pub(super) bandwidth: Option<Box<Bandwidth>>,

@@ -14,7 +14,7 @@ pub(crate) struct ForwardedUdp {
     pub(crate) visitor: SocketAddr,
     /// The local address that the visitor sent it to.
     pub(crate) to_ip: Option<IpAddr>,
-    /// Its payload.
+    /// The payload of the datagram.
     pub(crate) payload: Vec<u8>,
     /// The link between the cores; with the first datagram only.
     pub(super) link: Option<Link>,

@@ -60,11 +60,11 @@ pub(crate) struct LaneFlows {
     notices: RefCell<Notices>,
     clock: TurnClock,
     ended: Cell<bool>,
-    /// When the client was last known to be asked for a sign of life.
+    /// The time at which the client was last known to be asked for a sign of life.
     asked_at: Cell<Option<Instant>>,
-    /// When the lane was first found to be silent.
+    /// The time at which the lane was first found to be silent.
     silent_since: Cell<Option<Instant>>,
-    /// When the lane's flows may look for another lane.
+    /// The time at which the lane's flows may look for another lane.
     leave_at: Cell<Option<Instant>>,
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct UdpRoutes {
     lane_of: LaneOf,
     post: Arc<dyn Post<ServerMail>>,
     counters: Arc<CoreCounters>,
-    /// How often a route was asked for.
+    /// The number of times that a route was asked for.
     #[cfg(test)]
     asked: std::cell::Cell<usize>,
 }
@@ -88,8 +88,8 @@ impl UdpRoutes {
         !self.pool.is_served()
     }
 
-    /// Sends a datagram to the other core that has the visitor's flow. False if that cannot be done
-    /// now.
+    /// Sends a datagram to the other core that has the visitor's flow. Returns false if that cannot
+    /// be done now.
     pub(super) fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
         let mail = ServerMail::Datagram {
             entrance: self.entrance,
@@ -98,7 +98,7 @@ impl UdpRoutes {
         self.post.send(core, mail).is_ok()
     }
 
-    /// How often a route was asked for.
+    /// The number of times that a route was asked for.
     #[cfg(test)]
     pub(crate) fn asked(&self) -> usize {
         self.asked.get()

@@ -181,7 +181,7 @@ impl<T> Table<T> {
     }
 
     /// Handles a datagram of a flow that came through `lane`, by which the peer shows that it knows
-    /// the flow. True with the first one.
+    /// the flow. Returns true with the first one.
     pub(super) fn packet_through(
         &mut self,
         lane: LaneToken,
@@ -208,8 +208,8 @@ impl<T> Table<T> {
         key.is_some_and(|key| self.flows.stage(*key) == Some(Stage::Unanswered))
     }
 
-    /// Has the flow's next datagram introduce it, because the peer does not know the flow (any
-    /// more). False if there is no such flow here either.
+    /// Makes the flow's next datagram introduce it, because the peer does not know the flow (any
+    /// more). Returns false if there is no such flow here either.
     pub(super) fn introduce_again(&mut self, lane: LaneToken, id: u64) -> bool {
         let key = self
             .lanes

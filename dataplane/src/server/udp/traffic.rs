@@ -472,7 +472,7 @@ impl TrafficSocket {
         }
     }
 
-    /// Ends some of the flows that have expired. True if there may be more.
+    /// Ends some of the flows that have expired. Returns true if there may be more.
     fn expire(&self, now: Instant) -> bool {
         // An entry for another core lives as long as the flow does there, because that core also
         // sees the client's datagrams.

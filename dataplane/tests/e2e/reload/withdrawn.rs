@@ -42,7 +42,7 @@ fn says_withdrawn(door: &Door, client: &str, why: &str) {
         });
 }
 
-/// Its lanes, as its log has them.
+/// The number of lanes that the client has registered, from its log.
 fn lanes_registered(client: &Program) -> usize {
     let lines = client.lines();
     lines

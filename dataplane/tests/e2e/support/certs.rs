@@ -90,14 +90,14 @@ impl Identity {
         issue(&params)
     }
 
-    /// The identity of a client by our CA that expires in so many seconds, and when that is.
+    /// The identity of a client, from our CA, that expires in `seconds`, and the time of that.
     pub(crate) fn client_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
         let mut params = leaf("qmux-dp client");
         params.not_after = now() + Duration::seconds(seconds);
         (issue(&params), params.not_after + Duration::seconds(1))
     }
 
-    /// The identity of a server by our CA that expires in so many seconds, and when that is.
+    /// The identity of a server, from our CA, that expires in `seconds`, and the time of that.
     pub(crate) fn server_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
         let mut params = server_leaf();
         params.not_after = now() + Duration::seconds(seconds);
@@ -165,13 +165,13 @@ pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
     revoking_for_seconds(7 * 24 * 60 * 60, revoked, by)
 }
 
-/// A revocation list that is to be replaced in so many seconds.
+/// A revocation list whose next update is due in `seconds`.
 pub(crate) fn revoking_for_seconds(seconds: i64, revoked: &[&Identity], by: &Generated) -> String {
     revoking_between(-2 * 60 * 60, seconds, revoked, by)
 }
 
-/// A revocation list that is issued in so many seconds by the CA's clock, and to be replaced after
-/// so many.
+/// A revocation list that is issued, by the CA's clock, `issued` seconds from now, and whose next
+/// update is due in `seconds`.
 pub(crate) fn revoking_between(
     issued: i64,
     seconds: i64,

@@ -11,7 +11,7 @@ use super::tunnel::Site;
 /// Starts of a server before its ports are given up.
 const STARTS_MAX: usize = 5;
 
-/// The first of so many addresses in a row whose ports are free for TCP and UDP.
+/// The first of `count` addresses in a row whose ports are free for TCP and UDP.
 pub(crate) fn free_range(count: u16) -> SocketAddr {
     let is_free = |address| TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
     for _ in 0..1_000 {
@@ -42,7 +42,7 @@ pub(crate) fn published(name: &'static str, protocol: &'static str) -> Published
     }
 }
 
-/// What differs between servers.
+/// The settings in which servers differ.
 #[derive(Debug, Default)]
 pub(crate) struct DoorSetup {
     pub(crate) services: Vec<Published>,
@@ -106,7 +106,7 @@ impl Door {
         (started, launch)
     }
 
-    /// Where visitors of a service connect: its lowest port.
+    /// The address at which visitors of a service connect, with its lowest port.
     pub(crate) fn traffic(&self, service: &str) -> SocketAddr {
         let found = self.traffic.iter().find(|(name, _)| *name == service);
         found.expect("a service of this server").1
@@ -159,13 +159,13 @@ pub(crate) fn entry_by(name: &str, key: &str, services: &[&str]) -> String {
     format!("[[server.clients]]\nname = \"{name}\"\n{key}\nservices = {services:?}\n")
 }
 
-/// What differs between clients.
+/// The settings in which clients differ.
 pub(crate) struct Offering<'a> {
     /// The client's name in failures.
     pub(crate) name: &'static str,
     /// The common name of its certificate.
     pub(crate) certificate: &'a str,
-    /// Its token, in place of a certificate.
+    /// The client's token, in place of a certificate.
     pub(crate) token: Option<&'a str>,
     /// Name, protocol and first local address of each of its services, and the number of ports.
     pub(crate) services: Vec<(&'a str, &'a str, SocketAddr, u16)>,

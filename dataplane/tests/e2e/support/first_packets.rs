@@ -105,7 +105,7 @@ impl Drop for FirstPackets {
     }
 }
 
-/// In a /24 of its own.
+/// Binds a socket in a /24 of its own.
 fn bind(network: u8) -> UdpSocket {
     UdpSocket::bind((Ipv4Addr::new(127, 66, network, 1), 0)).expect("an address of loopback")
 }

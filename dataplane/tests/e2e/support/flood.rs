@@ -35,7 +35,7 @@ impl Flood {
             while !stopped.load(Ordering::Relaxed) && Instant::now() < ends {
                 for socket in &sockets {
                     for _ in 0..BURST {
-                        // Refused, or no room: it is a flood all the same.
+                        // The packet was refused, or there was no room. Both belong to a flood.
                         let _lost = socket.send(&[7; 64]);
                     }
                 }

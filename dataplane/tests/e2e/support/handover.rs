@@ -19,12 +19,12 @@ const VERSION: u32 = 2;
 const MESSAGE_BYTES_MAX: usize = 4_096;
 const SPACE_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
 
-/// What a predecessor answers.
+/// The answer of a predecessor.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The sockets are the successor's.
     Gone,
-    /// It keeps them, for this reason.
+    /// The predecessor keeps the sockets, for this reason.
     Kept(String),
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Answer {
 pub(crate) struct Successor {
     connection: Socket,
     sockets: Vec<(Value, OwnedFd)>,
-    /// Where packets of the other process's lanes may be sent.
+    /// The socket to which packets of the other process's lanes may be sent.
     _packets: OwnedFd,
 }
 

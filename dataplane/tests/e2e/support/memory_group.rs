@@ -24,8 +24,8 @@ pub(crate) struct MemoryGroup {
 }
 
 impl MemoryGroup {
-    /// A group whose processes together may use so many bytes; `None` if this machine does not let
-    /// us make one.
+    /// A group whose processes together may use this many bytes; `None` if this machine does not
+    /// let us make one.
     pub(crate) fn with_limit(bytes: u64) -> Option<Self> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let number = MADE.fetch_add(1, Ordering::SeqCst);

@@ -11,7 +11,7 @@ use super::wait::PATIENCE;
 
 /// Receives notifications for as long as it lives.
 pub(crate) struct ServiceManager {
-    /// In /tmp, because a socket's path must be short.
+    /// A directory in /tmp, because a socket's path must be short.
     dir: TempDir,
     lines: Receiver<String>,
 }

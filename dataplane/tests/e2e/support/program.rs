@@ -40,7 +40,7 @@ fn wait_for_the_ports_of(launch: &qmux_harness::Launch) {
     }
 }
 
-/// How to start a program, again and again if need be.
+/// How to start a program, as often as needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch(qmux_harness::Launch);
 
@@ -108,7 +108,7 @@ impl Launch {
         self.under(["prlimit", &format!("--nofile={count}:{count}"), "--"])
     }
 
-    /// Starts it.
+    /// Starts the program.
     pub(crate) fn start(self) -> Program {
         Program(told(self.0.start()))
     }
@@ -136,7 +136,7 @@ impl Launch {
     }
 }
 
-/// What the harness has to say instead of a value is a failure of the test.
+/// The value of a result of the harness; an error fails the test.
 fn told<T>(result: Result<T, Error>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -202,7 +202,7 @@ impl Program {
         status.unwrap_or_else(|| panic!("{:?} did not end within {PATIENCE:?}", self.0))
     }
 
-    /// Its exit status, if it has ended.
+    /// The program's exit status, if it has ended.
     pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
         told(self.0.exited())
     }
@@ -212,14 +212,14 @@ impl Program {
         self.0.kill();
     }
 
-    /// Starts it again with the same arguments; it must have ended.
+    /// Starts the program again with the same arguments; it must have ended.
     pub(crate) fn restart(&mut self) {
         assert!(self.exited().is_some(), "{:?} still runs", self.0);
         wait_for_the_ports_of(self.0.launch());
         told(self.0.restart());
     }
 
-    /// Its process id.
+    /// The program's process id.
     pub(crate) fn id(&self) -> u32 {
         self.0.pid()
     }

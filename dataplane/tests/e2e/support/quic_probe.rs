@@ -29,9 +29,9 @@ const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x0100..=0x01ff;
 /// The verdict of a server on a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It closed the connection with this TLS alert (RFC 8446, section 6).
+    /// The server closed the connection with this TLS alert (RFC 8446, section 6).
     Refused(u8),
-    /// It completed the handshake.
+    /// The server completed the handshake.
     Admitted,
 }
 

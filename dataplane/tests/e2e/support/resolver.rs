@@ -101,7 +101,7 @@ impl SilentResolver {
             return None;
         };
         let ip = socket.local_addr().expect("bound").ip();
-        // Longer than any test waits.
+        // The timeout is longer than any test waits.
         let text = format!("nameserver {ip}\noptions timeout:30 attempts:5\n");
         Some(Self {
             _socket: socket,

@@ -18,7 +18,7 @@ use super::wait;
 const STACK_BYTES: usize = 256 << 10;
 /// Receive buffer of a UDP service: a burst of 200 visitors must not overflow it.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
-/// How often a UDP service looks whether it should stop.
+/// How often a UDP service checks whether it should stop.
 const UDP_GLANCE: Duration = Duration::from_millis(50);
 
 /// A TCP service: each connection is served on a thread of its own.

@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Largest UDP payload.
+/// The largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
-/// How often a relay that has nothing to do looks whether it is still needed.
+/// How often a relay that has nothing to do checks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A relay between one client at a time and a server. Ends when dropped.
 pub(crate) struct SlowPath {
-    /// Where the client dials.
+    /// The address that the client dials.
     pub(crate) address: SocketAddr,
     alive: Arc<()>,
 }

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// Largest UDP payload.
+/// The largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
-/// How often a relay that has nothing to do looks whether it is still needed.
+/// How often a relay that has nothing to do checks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// One sender and its way to the server.
@@ -21,7 +21,7 @@ struct Way {
     broken: Arc<AtomicBool>,
 }
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct State {
     near: UdpSocket,
     /// The server that new senders are connected to.
@@ -35,7 +35,7 @@ struct State {
 
 /// The relay. Ends when dropped.
 pub(crate) struct SwitchedPath {
-    /// Where the client dials.
+    /// The address that the client dials.
     pub(crate) address: SocketAddr,
     state: Arc<State>,
 }

@@ -47,7 +47,7 @@ impl Site {
     }
 }
 
-/// What differs from a plain server.
+/// The settings in which a server differs from a plain one.
 pub(crate) struct ServerSetup {
     /// The server's name in failures; servers of one site need different names.
     pub(crate) name: &'static str,
@@ -68,9 +68,10 @@ pub(crate) struct ServerSetup {
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
     pub(crate) env: Option<(&'static str, &'static str)>,
-    /// Where its admin endpoint listens.
+    /// The address at which the program's admin endpoint listens.
     pub(crate) admin: Option<SocketAddr>,
-    /// Its log level instead of the default one. What becomes of single lanes is told at debug.
+    /// The program's log level instead of the default one. What becomes of single lanes is logged
+    /// at debug.
     pub(crate) log_level: Option<&'static str>,
 }
 
@@ -96,7 +97,7 @@ impl Default for ServerSetup {
     }
 }
 
-/// What differs from a plain client.
+/// The settings in which a client differs from a plain one.
 pub(crate) struct ClientSetup {
     /// The client's name in failures; clients of one site need different names.
     pub(crate) name: &'static str,
@@ -116,9 +117,10 @@ pub(crate) struct ClientSetup {
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
     pub(crate) env: Option<(&'static str, &'static str)>,
-    /// Where its admin endpoint listens.
+    /// The address at which the program's admin endpoint listens.
     pub(crate) admin: Option<SocketAddr>,
-    /// Its log level instead of the default one. What becomes of single lanes is told at debug.
+    /// The program's log level instead of the default one. What becomes of single lanes is logged
+    /// at debug.
     pub(crate) log_level: Option<&'static str>,
 }
 

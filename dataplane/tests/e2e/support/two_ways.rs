@@ -14,23 +14,23 @@ use socket2::SockRef;
 
 use super::ports;
 
-/// How often a thread of the relay looks whether it should stop.
+/// How often a thread of the relay checks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Bursts of several lanes wait here.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// Largest UDP payload, and what TCP is relayed by.
+/// The largest UDP payload, and what TCP is relayed by.
 const PIECE_BYTES: usize = 1 << 16;
 
-/// What its threads share.
+/// The state that the threads of the relay share.
 struct Shared {
     server: SocketAddr,
     inside: UdpSocket,
     outsides: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
     /// Senders whose UDP does not pass.
     cut_off: Mutex<HashSet<SocketAddr>>,
-    /// Largest UDP payloads that pass to the server, and back.
+    /// The largest UDP payloads that pass to the server, and back.
     forth_max: AtomicUsize,
     back_max: AtomicUsize,
     /// Number of UDP packets that were swallowed.
@@ -45,7 +45,7 @@ struct Shared {
 
 /// The relay. Ends when dropped.
 pub(crate) struct TwoWays {
-    /// Where clients dial.
+    /// The address that clients dial.
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
 }
@@ -85,7 +85,8 @@ impl TwoWays {
         Self { address, shared }
     }
 
-    /// Passes only UDP payloads of up to so many bytes to the server, and back; with 0 none.
+    /// Passes only UDP payloads of up to `forth_bytes` to the server and up to `back_bytes` back;
+    /// with 0 none.
     pub(crate) fn limit_udp(&self, forth_bytes: usize, back_bytes: usize) {
         self.shared.forth_max.store(forth_bytes, Ordering::SeqCst);
         self.shared.back_max.store(back_bytes, Ordering::SeqCst);

@@ -17,7 +17,7 @@ const STACK_BYTES: usize = 128 << 10;
 /// Bytes of a request: its number.
 const REQUEST_BYTES: usize = 8;
 
-/// How often services have received each request.
+/// The number of times that services have received each request.
 #[derive(Clone, Default)]
 pub(crate) struct Delivered(Arc<Mutex<HashMap<u64, usize>>>);
 
@@ -58,7 +58,7 @@ impl Delivered {
 /// One visitor.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    /// When it came, after the first one.
+    /// The time from the first one to this one.
     pub(crate) came: Duration,
     /// How long it took.
     pub(crate) took: Duration,

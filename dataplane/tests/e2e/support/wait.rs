@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// tunnels at a time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pause between two looks at a condition.
+/// Pause between two checks of a condition.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Looks until `condition` gives a value; panics with `what` when patience ends.
