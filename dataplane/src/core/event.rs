@@ -127,12 +127,9 @@ mod tests {
     use super::*;
 
     /// Two tasks that each do something between two calls of `rest`, three times.
-    fn order_of_two_tasks<F: Future<Output = ()>>(
+    fn order_of_two_tasks<F: Future<Output = ()> + 'static>(
         rest: impl Fn() -> F + Copy + 'static,
-    ) -> Vec<&'static str>
-    where
-        F: 'static,
-    {
+    ) -> Vec<&'static str> {
         let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
             .enable_timer()
             .build()

@@ -34,7 +34,7 @@ pub(crate) async fn receive_all(receiver: &impl Receiver) {
         moderation: Moderation::default(),
         may_pause: true,
     }
-    .to_the_end()
+    .read()
     .await;
 }
 
@@ -47,7 +47,7 @@ struct Reading<'a, R> {
 }
 
 impl<R: Receiver> Reading<'_, R> {
-    async fn to_the_end(mut self) {
+    async fn read(mut self) {
         let receiver = self.receiver;
         let mut pauses = false;
         while receiver.receives() {
@@ -184,7 +184,7 @@ mod tests {
                 moderation: Moderation::always(),
                 may_pause: true,
             };
-            reading.to_the_end().await;
+            reading.read().await;
             end.set();
         });
         (receiver, to, has_ended)
