@@ -2,10 +2,10 @@
 # Every check and every test, with a summary at the end. Ends with 0 only if all of them passed.
 #
 #   scripts/test.sh            everything, as CI runs it
-#   scripts/test.sh --quick    for developers: installs nothing; leaves out fuzzing, emulated links and the test
-#                              of links that fail, the runs with quinn-dp, and the end-to-end tests that are not about the wire
-#                              (operating, limits, counters, runtimes: run the topics of a change by hand); the
-#                              largest are scaled down
+#   scripts/test.sh --quick    for developers: installs nothing; leaves out fuzzing, emulated links and
+#                              the test of links that fail, the runs with quinn-dp, and the end-to-end
+#                              tests that are not about the wire (operating, limits, counters, runtimes:
+#                              run the topics of a change by hand); the largest are scaled down
 #
 # Needs no terminal and nothing cached. What a step prints is not hidden: look above the summary.
 set -euo pipefail

@@ -57,10 +57,10 @@ impl Kind {
 const QMUX_DP: &str = "qmux-dp";
 const NOISE: &str = "rathole-noise";
 
-/// All of them. qmux-dp-tls has its lanes over TLS, rathole without a further word is in plain text,
-/// and quinn-dp has quinn's defaults. Tuned, it has qmux-dp's settings, and cubic, for quinn's BBR is
-/// experimental and varies by a factor of three between runs on loopback, where cubic does not; with
-/// BBR it is for links that lose packets.
+/// All of them. qmux-dp-tls has its lanes over TLS, rathole without a further word is in plain
+/// text, and quinn-dp has quinn's defaults. Tuned, it has qmux-dp's settings, and cubic, for
+/// quinn's BBR is experimental and varies by a factor of three between runs on loopback, where
+/// cubic does not; with BBR it is for links that lose packets.
 static KINDS: [Kind; 8] = [
     Kind::new("raw", None),
     Kind::new("qmux-dp", Some(QMUX_DP)),

@@ -1,10 +1,10 @@
 //! How often a socket whose datagrams keep coming is read.
 //!
 //! Each look that finds a few datagrams costs a core its waking, a receive call, a flush of the
-//! lane and a send, and costs the other end as much, some 5 µs beside the 2 µs of a datagram. So
-//! where datagrams come fast, looks are [`PAUSE`](crate::core::pause::PAUSE) apart, as the
-//! interrupts of a network card are (what it gave: docs/decisions.md, *Costs*). Where few come, or
-//! where they come in bunches anyway, there is no pause.
+//! lane and a send, and costs the other end as much. So where datagrams come fast, looks are
+//! [`PAUSE`](crate::core::pause::PAUSE) apart, as the interrupts of a network card are (what it
+//! gave: docs/decisions.md, *Costs*). Where few come, or where they come in bunches anyway, there
+//! is no pause.
 //!
 //! A datagram then waits for up to a pause, whosever it is: on a server, all visitors of a port
 //! share the socket of their core. Visitors who wait for answers before they send more have fewer
