@@ -6,6 +6,8 @@
 //! one turn, the lane is flushed before the turn ends ([`Endpoint::flush_early`]). An endpoint ends
 //! when it was asked to and its last lane is gone.
 
+#[cfg(test)]
+mod ack_tests;
 mod broken;
 #[cfg(test)]
 mod datagram_tests;

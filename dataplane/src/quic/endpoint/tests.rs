@@ -12,7 +12,6 @@ use qmux_proto::LaneError;
 use qmux_proto::control::{Heartbeat, Message};
 
 use super::{Endpoint, EndpointOwner, EndpointSetup};
-use crate::buffer::Datagram;
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
@@ -556,50 +555,5 @@ fn datagrams_are_measured_by_what_the_path_is_known_to_carry() {
             lane.packet_bytes_max() == settings::PACKET_BYTES_MAX
         })
         .await;
-    });
-}
-
-#[test]
-fn datagrams_in_bulk_are_acknowledged_although_not_at_once() {
-    run(async |config| {
-        let owner = Rc::new(Owner::default());
-        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
-        let client = Endpoint::start(setup(&config, false), None);
-        let lane = client
-            .dial(server.socket.local_addr(), "localhost", 0, None)
-            .expect("dial");
-        lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
-        lane.established().await.expect("established");
-        // A client does the same: a lane without a control stream never has only datagrams.
-        lane.send_control(&Message::Heartbeat(Heartbeat {
-            sequence: 1,
-            acknowledged: 0,
-        }));
-        until("the path to be measured", || {
-            lane.packet_bytes_max() == settings::PACKET_BYTES_MAX
-        })
-        .await;
-        let accepted = owner.accepted.borrow()[0].upgrade().expect("alive");
-        until("the server's side", || accepted.counted_opened.get()).await;
-        accepted.admit();
-        let deferred = || server.counters.quic_acknowledgements_deferred.get();
-        until("a turn of datagrams alone", || {
-            for _ in 0..8 {
-                let mut datagram = Datagram::with_capacity(1_000);
-                datagram.bytes_mut().resize(1_000, 7);
-                lane.send_datagram(datagram).expect("sent");
-            }
-            deferred() > 0
-        })
-        .await;
-        let (acknowledged, sent) = {
-            let stats = lane.conn.borrow().stats();
-            (stats.acked_bytes, stats.sent_bytes)
-        };
-        until("the acknowledgement", || {
-            accepted.acks_due().is_none() && lane.conn.borrow().stats().acked_bytes > acknowledged
-        })
-        .await;
-        assert!(sent > acknowledged, "something was left to acknowledge");
     });
 }

@@ -254,6 +254,9 @@ impl Lane {
             // What waits for its time may be sent earlier now.
             || self.release_at.get().is_some()
             || self.ack_delay.blocked.get()
+            // quiche calls a window open that has no room for a packet.
+            || self.unsent.waiting() > 0
+            || self.room.len() > 0
     }
 }
 
