@@ -43,6 +43,12 @@ const WARM_UP_BYTES_SLOW: u64 = 256 << 10;
 const TRIES_MAX: usize = 10;
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// The time between a warm-up by UDP and the measurement. A tunnel's first datagrams may wait for
+/// its congestion window, and arrive after the TCP connection that ends iperf3's test. iperf3's
+/// server takes whatever datagram comes next for the beginning of the next test's stream, and then
+/// the true one waits for an answer for ever.
+const PAUSE_AFTER_UDP: Duration = Duration::from_millis(300);
+
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let case = |(name, test): (String, Test)| Case {
         behind: Behind::Iperf3,
@@ -90,6 +96,9 @@ fn tests(args: &Args) -> Vec<(String, Test)> {
 
 fn measure(session: &Session<'_>, test: &Test, common: &Common) -> Result<Outcome> {
     warm_up(session, test, common)?;
+    if test.udp.is_some() {
+        thread::sleep(PAUSE_AFTER_UDP);
+    }
     // iperf3 takes whole seconds.
     let extent = Extent::Seconds(common.seconds.ceil().max(1.0) as u64);
     let (measured, usage) = session.metered(|| iperf3::run(test, extent, session.visit));
