@@ -261,6 +261,9 @@ impl Checker {
         // Clients that were started together must not check one service together.
         let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
+        // The service may be down already, by what flows have found out before, or because the
+        // state of the service has outlived an earlier configuration.
+        checks.told(state.healthy(), Instant::now());
         while !context.draining.get() && !self.over.get() {
             self.wait(checks.next()).await;
             if self.over.get() {

@@ -160,8 +160,12 @@ impl Services {
             .enumerate()
             .map(|(index, (local, host))| {
                 let earlier = before.named(&local.name);
+                // A state goes on only under the same kind of proof: one by TCP would stay for ever
+                // at a service that speaks UDP alone, because nobody dials that by TCP.
                 let is_there = |it: &&Arc<Service>| {
-                    Arc::ptr_eq(&it.host, &host) && it.local.ports == local.ports
+                    Arc::ptr_eq(&it.host, &host)
+                        && it.local.ports == local.ports
+                        && is_checked(&it.local) == is_checked(&local)
                 };
                 let there = earlier.filter(is_there);
                 let state = there.map(|it| Arc::clone(&it.state));
@@ -302,7 +306,7 @@ impl Service {
     /// Whether a TCP connection can tell if the service works, without a visitor who says which
     /// port.
     pub(super) fn is_checked(&self) -> bool {
-        self.local.protocol.tcp() && self.local.check_port().is_some()
+        is_checked(&self.local)
     }
 
     /// An address of the service's host with the port `port`.
@@ -347,6 +351,10 @@ impl Service {
     pub(crate) fn is_healthy(&self) -> bool {
         self.state.healthy()
     }
+}
+
+fn is_checked(local: &LocalService) -> bool {
+    local.protocol.tcp() && local.check_port().is_some()
 }
 
 impl fmt::Display for Service {
