@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use qmux_config::Lanes;
 
@@ -90,10 +91,11 @@ impl ClientShared {
 
     /// All services, in the order of the configuration.
     pub(crate) fn service_views(&self) -> Vec<LocalServiceView> {
+        let now = Instant::now();
         let view = |service: &Arc<Service>| LocalServiceView {
             name: service.name().to_owned(),
             address: service.place(),
-            up: service.is_healthy(),
+            up: service.is_up(now),
             flows: service.flows(),
         };
         self.settings().services.all().iter().map(view).collect()

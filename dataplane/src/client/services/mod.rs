@@ -297,6 +297,15 @@ impl Service {
         }
     }
 
+    /// Whether UDP visitors at `port` tell of the whole service: it is the first of its ports, here
+    /// or, if the port is the visitor's, at the server.
+    pub(super) fn tells_of_all(&self, port: u16, there: Option<TrafficPorts>) -> bool {
+        match self.local.ports {
+            LocalPorts::These(ports) => ports.first() == port,
+            LocalPorts::Same => there.is_some_and(|there| there.first == port),
+        }
+    }
+
     /// Whether the health of `port` is that of the whole service: it is the port that health checks
     /// connect to. Other ports of a range may be dead or alive by themselves.
     pub(super) fn stands_for_all(&self, port: u16) -> bool {
@@ -350,6 +359,16 @@ impl Service {
     /// Whether the service can be reached by TCP, as far as is known.
     pub(crate) fn is_healthy(&self) -> bool {
         self.state.healthy()
+    }
+
+    /// Whether the service works, as far as is known: by TCP if it speaks TCP, and otherwise by
+    /// what its UDP visitors have met.
+    pub(crate) fn is_up(&self, now: Instant) -> bool {
+        if self.local.protocol.tcp() {
+            self.is_healthy()
+        } else {
+            !self.state.udp_refusals.count(now)
+        }
     }
 }
 

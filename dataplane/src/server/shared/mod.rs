@@ -239,7 +239,7 @@ impl SharedDoor {
 
     /// The door's clients, as operators see them.
     fn clients(&self) -> Vec<ClientView> {
-        let clients = self.registry.clients();
+        let (clients, now) = (self.registry.clients(), Instant::now());
         let mut views: HashMap<u64, ClientView> = HashMap::new();
         for client in &clients {
             views.insert(client.number, ClientView::of(client));
@@ -249,7 +249,7 @@ impl SharedDoor {
                 // A client that has come or gone meanwhile is seen the next time.
                 if let Some(view) = views.get_mut(&member.number) {
                     view.flows += member.flows();
-                    let served = (service.name.clone(), member.is_reachable());
+                    let served = (service.name.clone(), member.is_reachable(now));
                     view.services.push(served);
                 }
             }

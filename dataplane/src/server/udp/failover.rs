@@ -71,7 +71,30 @@ fn could_not_serve(reason: FlowError) -> bool {
     reason.is_untouched() || reason == FlowError::LimitReached
 }
 
+/// Whether a client that ends a flow for this reason says that its service cannot be reached.
+fn shows_that_it_is_down(reason: FlowError) -> bool {
+    matches!(
+        reason,
+        FlowError::DialRefused | FlowError::DialTimeout | FlowError::DialFailed
+    )
+}
+
+/// A visitor whom a client could not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unserved {
+    /// The number of the visitor's service.
+    pub(crate) service: usize,
+    /// Whether the service itself is down. Of a range of ports the first one stands for all, as it
+    /// does in the client's checks by TCP.
+    pub(crate) is_down: bool,
+}
+
 impl TrafficSocket {
+    /// Whether the socket has the service's only port, or the first one.
+    fn is_at_first_port(&self) -> bool {
+        self.socket.local_addr().port() == self.service.traffic().ports().first()
+    }
+
     /// Routes a visitor who has no flow. `earlier` is the permit that an earlier flow of the
     /// visitor has left.
     pub(super) fn new_visitor(
@@ -369,9 +392,9 @@ impl TrafficSocket {
 }
 
 impl LaneFlows {
-    /// The client says that a flow is over, or that it does not know the flow. Returns the number
-    /// of the flow's service if the client could not serve its visitor.
-    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<usize> {
+    /// The client says that a flow is over, or that it does not know the flow. Returns what that
+    /// shows if the client could not serve the flow's visitor.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<Unserved> {
         let traffic = self.traffic_of(flow_id)?;
         if reason == FlowError::UnknownFlow {
             // This side knows the flow, so the client has lost it; the next datagram introduces it
@@ -391,6 +414,9 @@ impl LaneFlows {
         if unserved {
             traffic.fail_over(flow, Instant::now());
         }
-        unserved.then(|| traffic.service.number)
+        unserved.then(|| Unserved {
+            service: traffic.service.number,
+            is_down: shows_that_it_is_down(reason) && traffic.is_at_first_port(),
+        })
     }
 }
