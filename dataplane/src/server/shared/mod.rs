@@ -121,8 +121,8 @@ impl ServedService {
             counts.udp_flows += core.udp_flows.get();
             counts.bytes_in += core.tcp_bytes_in.get() + core.udp_bytes_in.get();
             counts.bytes_out += core.tcp_bytes_out.get() + core.udp_bytes_out.get();
-            counts.refused += core.visitors_refused.get();
         }
+        counts.refused = self.gate.refused_in_all();
         let terms = self.terms();
         ServiceView {
             name: self.name.clone(),
