@@ -9,6 +9,7 @@ use super::servers::server::ServerState;
 use super::servers::stand_in;
 use super::servers::transport::{Carried, Riding};
 use super::services::Service;
+use super::services::answers::{Standing, complaint};
 use super::shared::{ClientShared, TLS_IS_CONFIGURED, Target};
 
 /// One address of a server, or a server whose name has none yet.
@@ -158,4 +159,22 @@ impl ClientShared {
         self.settings().services.all().iter().map(view).collect()
     }
 
+    /// Why no server lets this client serve the service with this name, in the words of each server
+    /// that has lanes. Empty if one of them does, or has not said.
+    pub(crate) fn service_is_taken_nowhere(&self, name: &str) -> Vec<String> {
+        let (settings, servers) = (self.settings(), self.servers.load());
+        let mut services = settings.services.all().iter();
+        let Some(service) = services.find(|it| it.name() == name) else {
+            return Vec::new();
+        };
+        let mut complaints = Vec::new();
+        for server in servers.iter().filter(|server| server.lanes() > 0) {
+            let standing = server.told.standing(settings.generation, service.index);
+            if standing.is_accepted() || standing == Standing::Unsaid {
+                return Vec::new();
+            }
+            complaints.extend(complaint(&self.title(server), service, standing));
+        }
+        complaints
+    }
 }
