@@ -36,6 +36,10 @@ const SERVER_SETTING: &str = "address in [[client.servers]]";
 
 /// The place in the configuration where a proxy is named.
 const PROXY_SETTING: &str = "proxy in [[client.servers]]";
+
+/// Why lanes to a server ride TLS alone if the configuration says so.
+pub(super) const TLS_IS_CONFIGURED: &str = "transport = \"tls\"";
+
 /// One configuration of the client role. It never changes; another one takes its place.
 #[derive(Debug)]
 pub(crate) struct ClientSettings {
@@ -403,6 +407,19 @@ impl ClientShared {
             .map(|server| server.told.accepted())
             .peekable();
         accepted.peek().is_some() && accepted.all(|accepted| accepted == Some(0))
+    }
+
+    /// Why lanes to the server ride TLS alone, if they do.
+    pub(super) fn tls_alone(&self, server: &ServerState) -> Option<&'static str> {
+        let targets = self.targets();
+        let target = targets.get(server.target);
+        if target.is_some_and(|it| it.configured.transport == Transport::Tls) {
+            Some(TLS_IS_CONFIGURED)
+        } else if stand_in::is_one(server.address) {
+            Some("only its proxy knows its address")
+        } else {
+            None
+        }
     }
 
     /// The name of a server in logs.

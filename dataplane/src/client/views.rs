@@ -1,20 +1,24 @@
 //! Servers and services of a client as operators see them: plain values, read on request.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use qmux_config::Lanes;
+use qmux_config::{Lanes, Transport};
 
 use super::servers::server::ServerState;
-use super::servers::transport::Carried;
+use super::servers::stand_in;
+use super::servers::transport::{Carried, Riding};
 use super::services::Service;
-use super::shared::ClientShared;
+use super::services::answers::{Standing, complaint};
+use super::shared::{ClientShared, TLS_IS_CONFIGURED, Target};
 
-/// One address of a server.
+/// One address of a server, or a server whose name has none yet.
 #[derive(Debug)]
 pub(crate) struct ServerView {
-    /// The address.
-    pub(crate) address: SocketAddr,
+    /// The server as configured: its host and port.
+    pub(crate) name: String,
+    /// The address; the name where this host knows none.
+    pub(crate) address: String,
     /// Lanes registered with it now.
     pub(crate) lanes: usize,
     /// The transport that carries the lanes, since when and why.
@@ -41,8 +45,12 @@ pub(crate) struct LocalServiceView {
 }
 
 impl ServerState {
-    fn view(&self) -> ServerView {
+    fn view(&self, shared: &ClientShared) -> ServerView {
         let lanes = self.lanes();
+        let targets = shared.targets();
+        let name = targets.get(self.target).map(|it| it.name.to_string());
+        let name = name.unwrap_or_else(|| self.address.to_string());
+        let carried = self.transport.carried();
         let state = if lanes == 0 && self.rests() {
             "resting"
         } else if lanes == 0 {
@@ -55,9 +63,17 @@ impl ServerState {
             "up"
         };
         ServerView {
-            address: self.address,
+            address: if stand_in::is_one(self.address) {
+                name.clone()
+            } else {
+                self.address.to_string()
+            },
+            name,
             lanes,
-            carried: self.transport.carried(),
+            carried: match shared.tls_alone(self) {
+                Some(why) => over_tls_alone(carried.since, why),
+                None => carried,
+            },
             lanes_over_tls: self.transport.lanes_over_tls(),
             rtt_us: self.path.rtt_us(),
             state,
@@ -65,11 +81,54 @@ impl ServerState {
     }
 }
 
+/// Lanes that nothing but TLS may carry, whether there are any now or not.
+fn over_tls_alone(since: Instant, why: &str) -> Carried {
+    Carried {
+        by: Riding::Tls,
+        since,
+        why: why.into(),
+    }
+}
+
+impl Target {
+    /// The view of a server whose name has not been resolved to an address.
+    fn view(&self) -> ServerView {
+        let now = Instant::now();
+        let is_tls = self.configured.transport == Transport::Tls;
+        ServerView {
+            name: self.name.to_string(),
+            address: self.name.to_string(),
+            lanes: 0,
+            carried: if is_tls {
+                over_tls_alone(now, TLS_IS_CONFIGURED)
+            } else {
+                Carried {
+                    by: Riding::Udp,
+                    since: now,
+                    why: String::new(),
+                }
+            },
+            lanes_over_tls: 0,
+            rtt_us: 0,
+            state: "unresolved",
+        }
+    }
+}
+
 impl ClientShared {
-    /// All servers that are known.
+    /// All servers: each address, and each configured server that has none yet.
     pub(crate) fn server_views(&self) -> Vec<ServerView> {
         let servers = self.servers.load();
-        servers.iter().map(|server| server.view()).collect()
+        let mut views: Vec<_> = servers.iter().map(|server| server.view(self)).collect();
+        let targets = self.targets();
+        let targets = targets.iter().enumerate();
+        let lacks_address = |(index, target): &(usize, &Arc<Target>)| {
+            !target.name.is_given_up()
+                && target.name.addresses().is_empty()
+                && servers.iter().all(|server| server.target != *index)
+        };
+        views.extend(targets.filter(lacks_address).map(|(_, it)| it.view()));
+        views
     }
 
     /// Number of lanes that ride TLS.
@@ -90,12 +149,32 @@ impl ClientShared {
 
     /// All services, in the order of the configuration.
     pub(crate) fn service_views(&self) -> Vec<LocalServiceView> {
+        let now = Instant::now();
         let view = |service: &Arc<Service>| LocalServiceView {
             name: service.name().to_owned(),
             address: service.place(),
-            up: service.is_healthy(),
+            up: service.is_up(now),
             flows: service.flows(),
         };
         self.settings().services.all().iter().map(view).collect()
+    }
+
+    /// Why no server lets this client serve the service with this name, in the words of each server
+    /// that has lanes. Empty if one of them does, or has not said.
+    pub(crate) fn service_is_taken_nowhere(&self, name: &str) -> Vec<String> {
+        let (settings, servers) = (self.settings(), self.servers.load());
+        let mut services = settings.services.all().iter();
+        let Some(service) = services.find(|it| it.name() == name) else {
+            return Vec::new();
+        };
+        let mut complaints = Vec::new();
+        for server in servers.iter().filter(|server| server.lanes() > 0) {
+            let standing = server.told.standing(settings.generation, service.index);
+            if standing.is_accepted() || standing == Standing::Unsaid {
+                return Vec::new();
+            }
+            complaints.extend(complaint(&self.title(server), service, standing));
+        }
+        complaints
     }
 }

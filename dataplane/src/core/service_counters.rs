@@ -7,7 +7,7 @@ counters! {
     ServiceCounters:
     /// TCP visitors accepted.
     visitors,
-    /// TCP visitors reset before they reached a client, for any reason.
+    /// TCP visitors reset without having been served, for any reason.
     visitors_refused,
     /// Bytes of TCP visitors into the tunnel.
     tcp_bytes_in,

@@ -111,6 +111,8 @@ impl Status {
                 reasons.push(format!("the service at {address} cannot be reached"));
             }
         }
+        let client = self.client.iter();
+        reasons.extend(client.flat_map(|it| it.service_is_taken_nowhere(name)));
         if known {
             Ok(reasons)
         } else {

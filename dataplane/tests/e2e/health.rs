@@ -1,10 +1,12 @@
 //! A client tells whether it reaches its service, and visitors go where they can be served.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use rustix::process::Signal;
 
 use crate::support::counters;
+use crate::support::door::{Door, DoorSetup, Offering, published};
+use crate::support::http;
 use crate::support::ports;
 use crate::support::program::Program;
 use crate::support::service::{self, TcpService, UdpService};
@@ -168,4 +170,45 @@ fn udp_visitors_do_not_depend_on_a_tcp_service() {
     for _ in 0..5 {
         UdpVisitor::new(server.traffic()).echo(b"served");
     }
+}
+
+#[test]
+fn a_service_for_udp_alone_is_down_while_nobody_listens_and_up_when_it_answers() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let setup = DoorSetup {
+        services: vec![published("dns", "udp")],
+        config: "required = true\n".into(),
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+    let address = ports::free_address();
+    let offering = Offering {
+        name: "client",
+        certificate: "client",
+        token: None,
+        services: vec![("dns", "udp", address, 1)],
+        client: "",
+    };
+    let (launch, admin) = (offering.launch(&site, door.quic[0]), ports::free_address());
+    let config = site.path().join("client.toml");
+    let text = std::fs::read_to_string(&config).expect("the config");
+    site.write(
+        "client.toml",
+        &format!("{text}[admin]\nlisten = \"{admin}\"\n"),
+    );
+    let _client = launch.start();
+    http::wait_for(door.admin, "/readyz", 200);
+    wait::until_true("it is known at both ends that nobody listens", || {
+        UdpVisitor::new(door.traffic("dns")).send(b"lost");
+        http::get(door.admin, "/readyz").status == 503
+            && http::get(admin, "/readyz?service=dns").status == 503
+    });
+    let _service = UdpService::echo_on(UdpSocket::bind(address).expect("still free"));
+    let mut visitor = UdpVisitor::new(door.traffic("dns"));
+    wait::until_true("the service answers", || visitor.echo_works(b"served"));
+    http::wait_for(door.admin, "/readyz", 200);
+    http::wait_for(admin, "/readyz?service=dns", 200);
 }

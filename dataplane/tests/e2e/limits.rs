@@ -258,3 +258,85 @@ fn a_tcp_flow_that_is_silent_for_the_idle_timeout_is_reset() {
     let metrics = http::get(limited.door.admin, "/metrics").body;
     assert!(http::metric(&metrics, "qmux_dp_tcp_flows_idle_total") > 0.0);
 }
+
+/// The service's row in `/status`.
+fn row(admin: SocketAddr) -> serde_json::Value {
+    let status: serde_json::Value =
+        serde_json::from_str(&http::get(admin, "/status").body).expect("JSON");
+    status["server"]["services"][0].clone()
+}
+
+#[test]
+fn status_counts_refused_visitors_of_udp_with_those_of_tcp() {
+    if subject::only_wire("refused visitors") {
+        return;
+    }
+    let keys = "deny = [\"127.0.0.3\"]\nmax_udp_flows_per_source = 1";
+    let limited = Limited::start(keys, &[], host(1));
+    let before = row(limited.door.admin)["refused"].as_u64();
+    let before = before.expect("a number");
+    let mut denied = UdpVisitor::coming_from(host(3), limited.traffic());
+    for _ in 0..3 {
+        denied.send(b"denied");
+    }
+    let mut first = UdpVisitor::coming_from(host(2), limited.traffic());
+    first.echo(b"the one flow that its source may have");
+    UdpVisitor::coming_from(host(2), limited.traffic()).send(b"one too many");
+    limited.resets(host(3));
+    wait::until_true("each is counted by its reason", || {
+        limited.refused("denied") == 4 && limited.refused("max_udp_flows_per_source") == 1
+    });
+    assert_eq!(row(limited.door.admin)["refused"], before + 5);
+}
+
+#[test]
+fn a_visitor_whom_no_client_serves_is_counted_by_service_and_reason() {
+    if subject::only_wire("refused visitors") {
+        return;
+    }
+    let site = Site::new();
+    let setup = DoorSetup {
+        services: vec![published("web", "both")],
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+    let traffic = door.traffic("web");
+    let refused = |reason: &str| {
+        let metrics = http::get(door.admin, "/metrics").body;
+        let labels = format!("{{service=\"web\",reason=\"{reason}\"}} ");
+        let line = format!("qmux_dp_service_refused_total{labels}");
+        let value = metrics.lines().find_map(|it| it.strip_prefix(&line));
+        let value = value.unwrap_or_else(|| panic!("no {line} in\n{metrics}"));
+        value.parse::<u64>().expect("a number")
+    };
+    let mut udp = UdpVisitor::new(traffic);
+    for _ in 0..3 {
+        udp.send(b"nobody is there");
+    }
+    assert_eq!(visitor::ending_of(traffic, b""), Ending::Reset(Vec::new()));
+    wait::until_true("those without a client", || refused("no_client") == 4);
+    let offering = Offering {
+        name: "client",
+        certificate: "client",
+        token: None,
+        services: vec![("web", "both", crate::support::ports::free_address(), 1)],
+        client: "",
+    };
+    let _client = offering.start(&site, door.quic[0]);
+    wait::until_true("visitors are sent to the client", || {
+        visitor::ending_of(traffic, b"");
+        refused("not_served") > 0
+    });
+    let before = (refused("not_served"), refused("no_client"));
+    for _ in 0..3 {
+        assert_eq!(visitor::ending_of(traffic, b""), Ending::Reset(Vec::new()));
+    }
+    for _ in 0..2 {
+        UdpVisitor::new(traffic).send(b"nobody listens");
+    }
+    wait::until_true("those whom its service did not take", || {
+        refused("not_served") == before.0 + 5
+    });
+    assert_eq!(refused("no_client"), before.1);
+    assert_eq!(row(door.admin)["refused"], before.0 + 5 + before.1);
+}

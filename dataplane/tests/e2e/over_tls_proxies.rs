@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::program::{Launch, Program};
 use crate::support::random::Random;
@@ -13,7 +14,7 @@ use crate::support::service::TcpService;
 use crate::support::tunnel::{
     ClientSetup, Server, ServerSetup, Site, client_launch, client_launch_to,
 };
-use crate::support::{ports, subject, visitor, wait};
+use crate::support::{http, ports, subject, visitor, wait};
 
 const WHY: &str = "only qmux-dp goes through proxies";
 
@@ -230,8 +231,10 @@ fn a_server_whose_name_only_the_proxy_can_resolve_is_reached_by_that_name() {
     let service = TcpService::echo();
     let proxy = proxy_that_resolves(server.quic());
     let address = format!("{INSIDE}:{}", server.quic().port());
-    for transport in ["tls", "auto"] {
+    for (transport, because) in [("tls", "transport = \"tls\""), ("auto", "proxy")] {
+        let admin = ports::free_address();
         let setup = ClientSetup {
+            admin: Some(admin),
             server: vec![
                 line(format!("transport = {transport:?}")),
                 line(format!("proxy = \"http://{proxy}\"")),
@@ -246,7 +249,75 @@ fn a_server_whose_name_only_the_proxy_can_resolve_is_reached_by_that_name() {
             line.contains(INSIDE) && line.contains("its proxy is asked for the name")
         });
         visitor::echo(server.traffic(), &Random::new(1).bytes(100_003));
+        let seen = server_in_status(admin);
+        assert_eq!(seen["name"], address, "{seen}");
+        assert_eq!(seen["address"], address, "nobody knows another one: {seen}");
+        assert_eq!(seen["transport"], "tls");
+        let why = seen["transport_why"].as_str().expect("text");
+        assert!(why.contains(because), "{why}");
         client.signal(Signal::TERM);
         client.wait_for_exit();
     }
+}
+
+/// The one server in `/status` of a client.
+fn server_in_status(admin: SocketAddr) -> serde_json::Value {
+    let status: serde_json::Value =
+        serde_json::from_str(&http::get(admin, "/status").body).expect("JSON");
+    let servers = status["client"]["servers"].as_array().expect("a list");
+    assert_eq!(servers.len(), 1, "{status}");
+    servers[0].clone()
+}
+
+#[test]
+fn status_names_each_server_as_configured_and_why_tls_carries_its_lanes() {
+    if subject::only_wire("/status") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let service = TcpService::echo();
+    let admin = ports::free_address();
+    let tls = ClientSetup {
+        server: vec!["transport = \"tls\""],
+        admin: Some(admin),
+        ..ClientSetup::default()
+    };
+    let by_name = format!("localhost:{}", server.quic().port());
+    let mut client = client_launch_to(&site, &tls, &[&by_name], service.address).start();
+    if let Err(log) = client.wait_until_ready() {
+        panic!("the client ended instead of becoming ready:\n{log}");
+    }
+    let status = http::get(admin, "/status").body;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let servers = status["client"]["servers"].as_array().expect("a list");
+    let served = |it: &&serde_json::Value| it["lanes"].as_u64() > Some(0);
+    let served = servers.iter().find(served).expect("one with a lane");
+    assert_eq!(served["address"], server.quic().to_string());
+    // An address without a lane is spoken of in the same way.
+    for seen in servers {
+        assert_eq!(seen["name"], by_name);
+        assert_eq!(seen["transport"], "tls", "{seen}");
+        assert_eq!(seen["transport_why"], "transport = \"tls\"", "{seen}");
+    }
+    client.signal(Signal::TERM);
+    client.wait_for_exit();
+    // A name that does not resolve has no address, and is not left out.
+    let unknown = format!("{INSIDE}:{}", server.quic().port());
+    let admin = ports::free_address();
+    let setup = ClientSetup {
+        admin: Some(admin),
+        ..ClientSetup::default()
+    };
+    let _client = client_launch_to(&site, &setup, &[&unknown], service.address).start();
+    http::wait_for(admin, "/healthz", 200);
+    let seen = server_in_status(admin);
+    assert_eq!(
+        (&seen["name"], &seen["address"]),
+        (&json!(unknown), &json!(unknown))
+    );
+    assert_eq!(
+        (&seen["state"], &seen["lanes"]),
+        (&json!("unresolved"), &json!(0))
+    );
 }

@@ -484,3 +484,37 @@ fn a_check_shows_services_and_clients_and_counts_what_sockets_take() {
         );
     }
 }
+
+#[test]
+fn a_service_that_no_server_takes_is_not_ready_at_its_client() {
+    if subject::only_wire("/readyz") {
+        return;
+    }
+    let site = Site::new();
+    let clients = [entry("nas", &["web"])];
+    let door = tcp_door(&site, &["web", "other"], &clients);
+    let echo = TcpService::echo();
+    let services = [("web", &echo), ("other", &echo), ("gone", &echo)];
+    let launch = offering("nas", &services).launch(&site, door.quic[0]);
+    let admin = ports::free_address();
+    let text = std::fs::read_to_string(site.path().join("nas.toml")).expect("the config");
+    site.write(
+        "nas.toml",
+        &format!("{text}[admin]\nlisten = \"{admin}\"\n"),
+    );
+    let _client = launch.start();
+    http::wait_for(admin, "/readyz", 200);
+    http::wait_for(admin, "/readyz?service=web", 200);
+    let why = http::wait_for(admin, "/readyz?service=other", 503);
+    assert!(
+        why.contains("does not let this client serve") && why.contains("\"other\""),
+        "{why}"
+    );
+    let why = http::wait_for(admin, "/readyz?service=gone", 503);
+    assert!(why.contains("[[server.clients]]"), "{why}");
+    for name in ["nobody".to_owned(), "x".repeat(1_000)] {
+        let answer = http::get(admin, &format!("/readyz?service={name}"));
+        assert_eq!(answer.status, 404, "{}", answer.body);
+        assert!(answer.body.len() < 200, "{}", answer.body);
+    }
+}

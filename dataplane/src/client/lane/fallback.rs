@@ -8,9 +8,10 @@
 //! most of what it sends is lost.
 //!
 //! **Back to UDP.** While a lane rides TLS, QUIC is tried from another port every 30 s, and when it
-//! gets through the lane moves back. The TLS connection is kept for a while, so that a path that
-//! lets handshakes through and nothing else costs one short pause. Each time that UDP fails soon
-//! after a return, the next return waits twice as long.
+//! gets through the lane moves back, however often UDP has failed before: a network that is good
+//! again must not be left unused, and the pauses need not grow. On a path that lets handshakes
+//! through and nothing else, or each flow of UDP for a while, a return costs one short pause and no
+//! flow, because the TLS connection is kept beside UDP for long enough to find out.
 //!
 //! **From TLS to TLS.** A TLS connection may fall silent as well: the client has moved to another
 //! network, or a firewall has forgotten the connection without a reset to either side. So a lane
@@ -34,18 +35,18 @@ pub(super) const SILENCE: Duration = Duration::from_millis(600);
 /// On long paths the lane waits for twice the round trip, but not longer than this.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two probes of QUIC.
+/// Pause between two probes of QUIC, and before the first one.
 const QUIC_PAUSE: Duration = Duration::from_secs(30);
-
-/// The most times that the pause before the first probe is doubled: to a quarter of an hour.
-const DOUBLINGS_MAX: u32 = 5;
 
 /// A lane that rides TLS and is not answered may probe QUIC sooner, but not more often than this.
 const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 
-/// Pause after a TLS connection could not be opened, or brought no answer; it is doubled in the
-/// same way. It holds also after the first connection that was dialled beside another.
+/// Pause after a TLS connection could not be opened, or brought no answer; it is doubled with each
+/// further one. It holds also after the first connection that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The most times that [`DIAL_PAUSE`] is doubled: to half a minute.
+const DOUBLINGS_MAX: u32 = 5;
 
 /// The most times that the pause before another second connection is doubled. If the first
 /// connection is silent for good, the flows of its lane wait for the second one, so the pause must
@@ -68,9 +69,6 @@ const SAID_FOR: Duration = Duration::from_secs(6);
 /// How long a TLS connection is kept that is not needed any more: as long as a path may take that
 /// lets UDP pass only for a while.
 const SPARE_FOR: Duration = Duration::from_secs(45);
-
-/// UDP that has carried a lane for this long is trusted again, whatever happened before.
-const STEADY: Duration = Duration::from_secs(10 * 60);
 
 /// The reason why a lane moves, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,16 +172,10 @@ pub(super) struct Fallback {
     look_at: Instant,
     /// The time at which QUIC was probed last.
     probed_at: Option<Instant>,
-    /// Whether QUIC is probed earlier than planned, because TLS is silent.
-    early: bool,
     quic_passes: bool,
     /// The time at which the lane moved to its present transport; earlier questions were asked
     /// elsewhere.
     rides_since: Instant,
-    /// Whether the lane has come back from TLS.
-    returned: bool,
-    /// How many times in a row UDP has failed soon after a return.
-    relapses: u32,
     /// The signs with which [`Fallback::next`] was asked last.
     signs: Signs,
 }
@@ -212,11 +204,8 @@ impl Fallback {
             probe_at: now + QUIC_PAUSE,
             look_at: now,
             probed_at: None,
-            early: false,
             quic_passes: false,
             rides_since: now,
-            returned: false,
-            relapses: 0,
             signs: Signs::default(),
         }
     }
@@ -299,15 +288,12 @@ impl Fallback {
         if self.tls != Tls::Open {
             return Some(self.ride_udp(now, Why::TlsIsLost));
         }
-        // A silence that is over is no reason to trust UDP sooner.
-        let needed = !self.early || self.signs.unanswered_since.is_some();
-        if std::mem::take(&mut self.quic_passes) && needed {
+        if std::mem::take(&mut self.quic_passes) {
             return Some(self.ride_udp(now, Why::QuicPasses));
         }
         let beside = self.next_beside_tls(now, silent);
         if beside.is_none() && !self.probing && now >= self.probe_due(silent) {
             self.probing = true;
-            self.early = now < self.probe_at;
             let as_of = if silent {
                 QUIC_PAUSE_SILENT
             } else {
@@ -367,13 +353,7 @@ impl Fallback {
             (false, None) => Why::UdpIsSilent,
         };
         if why != Why::TlsIsBack {
-            let steady = now >= self.rides_since + STEADY;
-            self.relapses = match (self.returned, steady) {
-                (true, false) => self.relapses + 1,
-                _ => 0,
-            };
-            let doublings = self.relapses.min(DOUBLINGS_MAX);
-            self.probe_at = now + QUIC_PAUSE * (1 << doublings);
+            self.probe_at = now + QUIC_PAUSE;
         }
         self.riding = Riding::Tls;
         self.rides_since = now;
@@ -384,7 +364,6 @@ impl Fallback {
     fn ride_udp(&mut self, now: Instant, why: Why) -> Action {
         self.riding = Riding::Udp;
         self.rides_since = now;
-        self.returned = true;
         self.spare_until = now + SPARE_FOR;
         Action::Ride(Riding::Udp, why)
     }
@@ -452,7 +431,6 @@ impl Fallback {
     pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
         self.probed_at = Some(found);
-        self.early &= found < self.probe_at;
         self.quic_passes = passes && self.riding == Riding::Tls;
         self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }

@@ -84,13 +84,13 @@ fn a_lane_of_which_most_is_lost_goes_to_tls_although_it_is_answered() {
     // Losses on TLS are none of its business.
     lane.loses_most(now + s(1));
     assert_eq!(ask(&mut lane, now + s(1), None), None);
-    // A trickle lets the probe through: the next return waits twice as long.
+    // A trickle lets the probe through: the next one comes no sooner, and no later.
     lane.probed(now + s(30), true);
     let back = Action::Ride(Riding::Udp, Why::QuicPasses);
     assert_eq!(ask(&mut lane, now + s(30), None), Some(back));
     lane.loses_most(now + s(34));
     assert_eq!(ask(&mut lane, now + s(34), None), Some(ride));
-    assert!(lane.probe_at >= now + s(34) + QUIC_PAUSE * 2);
+    assert_eq!(lane.probe_at, now + s(34) + QUIC_PAUSE);
 }
 
 #[test]
@@ -151,24 +151,40 @@ fn quic_is_tried_every_30_s_for_as_long_as_it_does_not_pass() {
     assert!(pauses.all(|pause| pause <= QUIC_PAUSE + ms(100)));
 }
 
-/// A lane on TLS whose UDP has failed soon after a return: QUIC is not tried for a minute.
-fn damped(now: Instant) -> Fallback {
+/// A lane on TLS whose UDP has failed soon after a return.
+fn relapsed(now: Instant) -> Fallback {
     let mut lane = on_tls(now - s(100));
-    lane.probed(now - s(60), true);
-    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
-    assert_eq!(ask(&mut lane, now - s(60), None), Some(back));
-    let ride = Action::Ride(Riding::Tls, Why::UdpIsSilent);
-    let asked = ask(&mut lane, now, Some(now - s(1)));
-    let asked = match asked {
-        Some(Action::DialTls) => {
-            lane.dialled(now, true);
-            ask(&mut lane, now, Some(now - s(1)))
-        }
-        _ => asked,
-    };
-    assert_eq!(asked, Some(ride));
-    assert_eq!(lane.probe_at, now + QUIC_PAUSE * 2);
+    fail_after_return(&mut lane, now);
     lane
+}
+
+/// Lets a lane on TLS return to UDP, which fails.
+fn fail_after_return(lane: &mut Fallback, now: Instant) {
+    lane.probed(now - s(2), true);
+    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
+    assert_eq!(ask(lane, now - s(2), None), Some(back));
+    let ride = Action::Ride(Riding::Tls, Why::UdpIsSilent);
+    assert_eq!(ask(lane, now, Some(now - s(1))), Some(ride));
+}
+
+#[test]
+fn quic_is_tried_every_30_s_however_often_udp_has_failed_after_a_return() {
+    let start = Instant::now() + s(1_000);
+    let mut lane = relapsed(start);
+    let mut failed = start;
+    for relapse in 0..20 {
+        let mut now = failed;
+        while ask(&mut lane, now, None).is_none() {
+            now += ms(100);
+        }
+        let pause = now - failed;
+        assert!(
+            pause >= QUIC_PAUSE && pause <= QUIC_PAUSE + ms(100),
+            "relapse {relapse}: {pause:?}"
+        );
+        failed = now + s(2);
+        fail_after_return(&mut lane, failed);
+    }
 }
 
 /// Makes the lane fall silent, so that it wants to probe QUIC; returns the time at which it does.
@@ -182,16 +198,16 @@ fn asks_in_silence(lane: &mut Fallback, since: Instant) -> Instant {
 }
 
 #[test]
-fn a_short_silence_of_tls_does_not_shorten_the_wait_for_udp_that_was_bad() {
+fn a_silence_of_tls_that_is_over_is_no_reason_to_try_quic_sooner() {
     let now = Instant::now() + s(1_000);
     // Another lane is probing for all when this one asks.
-    let mut lane = damped(now);
+    let mut lane = relapsed(now);
     let asked = asks_in_silence(&mut lane, now + s(5));
     lane.probe_later(asked + s(1));
     lane.dialled(asked + ms(100), false);
     assert_eq!(lane.deadline(), Some(asked + s(1)));
     let mut at = asked + ms(100);
-    while at < now + QUIC_PAUSE * 2 {
+    while at < now + QUIC_PAUSE {
         assert_eq!(ask(&mut lane, at, None), None);
         assert!(
             lane.deadline().is_some_and(|next| next > at),
@@ -203,25 +219,19 @@ fn a_short_silence_of_tls_does_not_shorten_the_wait_for_udp_that_was_bad() {
         ask(&mut lane, at, None),
         Some(Action::ProbeQuic(QUIC_PAUSE))
     );
-    // This lane probes itself, and the result comes when TLS is answered again.
-    let mut lane = damped(now);
+    // This lane probes itself. That QUIC gets through holds, although TLS is answered again.
+    let mut lane = relapsed(now);
     let asked = asks_in_silence(&mut lane, now + s(5));
     lane.dialled(asked + ms(100), false);
     lane.probed(asked + ms(200), true);
-    assert_eq!(ask(&mut lane, asked + ms(200), None), None);
-    let at = now + QUIC_PAUSE * 2;
-    assert_eq!(lane.probe_at, at);
-    let due = ask(&mut lane, at, None);
-    assert_eq!(due, Some(Action::ProbeQuic(QUIC_PAUSE)));
-    lane.probed(at, true);
     let back = Action::Ride(Riding::Udp, Why::QuicPasses);
-    assert_eq!(ask(&mut lane, at, None), Some(back));
+    assert_eq!(ask(&mut lane, asked + ms(200), None), Some(back));
 }
 
 #[test]
 fn a_lane_whose_tls_stays_silent_takes_udp_that_passes_whoever_has_tried_it() {
     let now = Instant::now() + s(1_000);
-    let mut lane = damped(now);
+    let mut lane = relapsed(now);
     let since = now + s(5);
     let asked = asks_in_silence(&mut lane, since);
     lane.probe_later(asked + s(1));

@@ -60,7 +60,8 @@ impl Transports {
         } else {
             Riding::Udp
         };
-        let why = "QUIC was not heard";
+        let why = core.shared.tls_alone(&lane.server);
+        let why = why.unwrap_or("QUIC was not heard");
         lane.server
             .transport
             .lane_rides(riding, why, Instant::now());

@@ -133,6 +133,14 @@ impl Told {
         changed.collect()
     }
 
+    /// The answer about the service at `index` of this configuration.
+    pub(crate) fn standing(&self, generation: u64, index: usize) -> Standing {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let standings = (told.generation == generation).then_some(&told.standings);
+        let standing = standings.and_then(|it| it.get(index));
+        standing.copied().unwrap_or_default()
+    }
+
     /// How many services the server lets this client serve; `None` if it has not answered.
     pub(crate) fn accepted(&self) -> Option<usize> {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,6 +274,8 @@ mod tests {
         assert_eq!(told.news(0, &first).len(), 2);
         assert_eq!(told.news(0, &first), [], "another lane says the same");
         assert_eq!(told.accepted(), Some(1));
+        assert_eq!(told.standing(0, 1), refused);
+        assert_eq!(told.standing(1, 1), Standing::Unsaid, "not yet");
         let changed = told.news(0, &[Standing::Accepted(None); 2]);
         assert_eq!(
             changed,

@@ -8,6 +8,9 @@
 //! `health_check_interval` the service is also checked while it is thought to be up. In a range of
 //! ports the first one stands for all, and the others for themselves alone.
 //!
+//! A service that speaks UDP alone is down for a while after it could not serve a visitor, until it
+//! answers one. Servers find that out by themselves, and are not told.
+//!
 //! The result is one flag for each service in the whole process. A core that changes it mails all
 //! cores, and each of them reports it on its lanes. A lane that missed the mail reports it with its
 //! next heartbeat.
@@ -24,6 +27,7 @@ use super::proxy_header;
 use crate::client::ClientContext;
 use crate::client::mail::ClientMail;
 use crate::core::event::Event;
+use crate::flow::udp::refusals::UdpRefusals;
 use crate::jitter::jittered;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
@@ -58,6 +62,8 @@ pub(crate) struct ServiceState {
     /// The time at which the service was last found to be down, in milliseconds since `began`.
     down_at_ms: AtomicU64,
     began: Instant,
+    /// UDP visitors whom the service did not take.
+    pub(in crate::client) udp_refusals: UdpRefusals,
 }
 
 /// Who has tried the service.
@@ -74,6 +80,7 @@ impl ServiceState {
             down: AtomicBool::new(false),
             down_at_ms: AtomicU64::new(0),
             began: now,
+            udp_refusals: UdpRefusals::new(now),
         }
     }
 
@@ -261,6 +268,9 @@ impl Checker {
         // Clients that were started together must not check one service together.
         let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
+        // The service may be down already, by what flows have found out before, or because the
+        // state of the service has outlived an earlier configuration.
+        checks.told(state.healthy(), Instant::now());
         while !context.draining.get() && !self.over.get() {
             self.wait(checks.next()).await;
             if self.over.get() {

@@ -160,8 +160,12 @@ impl Services {
             .enumerate()
             .map(|(index, (local, host))| {
                 let earlier = before.named(&local.name);
+                // A state goes on only under the same kind of proof: one by TCP would stay for ever
+                // at a service that speaks UDP alone, because nobody dials that by TCP.
                 let is_there = |it: &&Arc<Service>| {
-                    Arc::ptr_eq(&it.host, &host) && it.local.ports == local.ports
+                    Arc::ptr_eq(&it.host, &host)
+                        && it.local.ports == local.ports
+                        && is_checked(&it.local) == is_checked(&local)
                 };
                 let there = earlier.filter(is_there);
                 let state = there.map(|it| Arc::clone(&it.state));
@@ -293,6 +297,15 @@ impl Service {
         }
     }
 
+    /// Whether UDP visitors at `port` tell of the whole service: it is the first of its ports, here
+    /// or, if the port is the visitor's, at the server.
+    pub(super) fn tells_of_all(&self, port: u16, there: Option<TrafficPorts>) -> bool {
+        match self.local.ports {
+            LocalPorts::These(ports) => ports.first() == port,
+            LocalPorts::Same => there.is_some_and(|there| there.first == port),
+        }
+    }
+
     /// Whether the health of `port` is that of the whole service: it is the port that health checks
     /// connect to. Other ports of a range may be dead or alive by themselves.
     pub(super) fn stands_for_all(&self, port: u16) -> bool {
@@ -302,7 +315,7 @@ impl Service {
     /// Whether a TCP connection can tell if the service works, without a visitor who says which
     /// port.
     pub(super) fn is_checked(&self) -> bool {
-        self.local.protocol.tcp() && self.local.check_port().is_some()
+        is_checked(&self.local)
     }
 
     /// An address of the service's host with the port `port`.
@@ -347,6 +360,20 @@ impl Service {
     pub(crate) fn is_healthy(&self) -> bool {
         self.state.healthy()
     }
+
+    /// Whether the service works, as far as is known: by TCP if it speaks TCP, and otherwise by
+    /// what its UDP visitors have met.
+    pub(crate) fn is_up(&self, now: Instant) -> bool {
+        if self.local.protocol.tcp() {
+            self.is_healthy()
+        } else {
+            !self.state.udp_refusals.count(now)
+        }
+    }
+}
+
+fn is_checked(local: &LocalService) -> bool {
+    local.protocol.tcp() && local.check_port().is_some()
 }
 
 impl fmt::Display for Service {

@@ -212,6 +212,7 @@ impl ClientFlows {
         let version = addresses.version();
         if addresses.len() == 0 {
             self.counters().udp_dropped_socket_error.increment();
+            wanted.refused(now);
             if self.core.dial_log.pass(now) {
                 tracing::warn!(
                     service = %wanted.service,
@@ -497,6 +498,7 @@ impl ClientFlows {
             *again.first.borrow_mut() = first;
             return;
         }
+        flow.wanted.refused(Instant::now());
         // Where too many such notices are due, the flow stays, and may yet find its service.
         if self.tell_closed(flow.id, FlowError::DialRefused, Instant::now()) {
             self.counters().udp_flows_refused.increment();
@@ -580,6 +582,7 @@ impl Receiver for FromService {
         if flows.core.lifetimes.borrow_mut().answered(life, now) {
             let addresses = flows.addresses(&flow.wanted.service);
             addresses.answered(flow.service.host);
+            flow.wanted.answered();
             flow.first.take();
         }
         let mut datagrams = 0;

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use qmux_proto::Protocol;
 
@@ -27,6 +28,8 @@ pub(super) struct Wanted {
     pub(super) service: Arc<Service>,
     /// The port of the service for the visitor.
     pub(super) port: u16,
+    /// Whether what the visitor meets there tells of the whole service.
+    pub(super) tells_of_all: bool,
     /// The PROXY header that tells the service about the visitor; empty if it wants none.
     pub(super) header: Rc<[u8]>,
 }
@@ -42,6 +45,20 @@ pub(super) enum Lacking {
 }
 
 impl Wanted {
+    /// Notes that the service has not taken the visitor.
+    pub(super) fn refused(&self, now: Instant) {
+        if self.tells_of_all {
+            self.service.state.udp_refusals.refused(now);
+        }
+    }
+
+    /// Notes that the service has answered the visitor.
+    pub(super) fn answered(&self) {
+        if self.tells_of_all {
+            self.service.state.udp_refusals.answered();
+        }
+    }
+
     /// The destination that an introduction asks for.
     pub(super) fn by(
         introduction: &Introduction<'_>,
@@ -68,6 +85,7 @@ impl Wanted {
             visitor,
             service: Arc::clone(service),
             port,
+            tells_of_all: service.tells_of_all(port, there),
             header: header.into(),
         })
     }

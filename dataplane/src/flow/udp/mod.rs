@@ -20,6 +20,7 @@ mod moderation;
 pub(crate) mod notices;
 mod order;
 pub(crate) mod receiving;
+pub(crate) mod refusals;
 pub(crate) mod room;
 mod yielding;
 

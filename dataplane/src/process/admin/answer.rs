@@ -6,6 +6,7 @@ use hyper::header::{
 };
 use hyper::http::uri::Authority;
 use hyper::{Method, Response, StatusCode, Uri};
+use qmux_config::SERVICE_NAME_BYTES_MAX;
 use tokio::sync::oneshot;
 
 use super::exposition::{self, Format};
@@ -216,7 +217,14 @@ fn readiness(status: &Status, query: &str) -> Response<String> {
         Some(name) => match status.service_not_ready(name, wanted.clients) {
             Ok(reasons) => reasons,
             Err(UnknownService) => {
-                let unknown = format!("there is no service {name:?} here\n");
+                let unknown = if name.len() <= SERVICE_NAME_BYTES_MAX {
+                    format!("there is no service {name:?} here\n")
+                } else {
+                    format!(
+                        "there is no such service here: names have at most \
+                         {SERVICE_NAME_BYTES_MAX} bytes\n"
+                    )
+                };
                 return text(StatusCode::NOT_FOUND, unknown);
             }
         },

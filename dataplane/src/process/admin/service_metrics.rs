@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -56,12 +57,13 @@ impl Collector for ServiceMetrics {
                 ConstCounter::new(value(service)).encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "1 while this client reaches the service by TCP, as far as it knows.";
+        let help = "1 while this client reaches the service, as far as it knows: by TCP, or if the service speaks UDP alone, by what its visitors meet.";
+        let now = Instant::now();
         let mut family =
             encoder.encode_descriptor("client_service_healthy", help, None, MetricType::Gauge)?;
         for service in self.0.all() {
             let labels = [("service", service.name())];
-            let value = if service.is_healthy() { 1.0 } else { 0.0 };
+            let value = if service.is_up(now) { 1.0 } else { 0.0 };
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

@@ -112,7 +112,8 @@ impl ServiceStates {
             ),
             (
                 "clients_reachable",
-                "Clients that take new flows, answer, and have not said that their service cannot be reached.".into(),
+                "Clients that take new flows, answer, and reach their service as far as is known."
+                    .into(),
                 |totals| totals.reachable,
             ),
             (

@@ -100,7 +100,8 @@ fn client(row: &ClientView) -> Value {
 fn of_client(client: &ClientShared) -> Value {
     let server = |view: crate::client::views::ServerView| {
         json!({
-            "address": view.address.to_string(),
+            "name": view.name,
+            "address": view.address,
             "transport": view.carried.by.name(),
             "transport_since_s": view.carried.since.elapsed().as_secs(),
             "transport_why": view.carried.why,

@@ -176,6 +176,15 @@ impl Gate {
         &self.refusals
     }
 
+    /// Number of visitors that were refused, for whatever reason, on all cores.
+    pub(crate) fn refused_in_all(&self) -> u64 {
+        let mut sum = 0;
+        for core in &self.refusals {
+            core.for_each(|_, _, value| sum += value);
+        }
+        sum
+    }
+
     /// Admits a TCP visitor who has come to `core`, if the bounds allow it. The caller keeps the
     /// permit until the visitor's flow ends; there is none if nothing is limited.
     ///

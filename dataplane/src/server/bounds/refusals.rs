@@ -13,7 +13,8 @@ macro_rules! refusals {
     ) => {
         counters! {
             /// Visitors of one service that one core has refused, by reason; the names are those of
-            /// the label in metrics. Of UDP, datagrams of visitors that have no flow.
+            /// the label in metrics. Of UDP, datagrams of visitors that have no flow; with
+            /// `not_served`, flows.
             RefusalCounters:
             $($(#[doc = $gate_doc])+ $gate_label,)+
             $($(#[doc = $header_doc])+ $header_label,)+
@@ -96,7 +97,12 @@ refusals! {
         memory = Memory,
         /// The file descriptors that are left are not for visitors. TCP only.
         descriptors = Descriptors,
-        /// No client could serve the visitor. TCP only.
+        /// There is no client for the visitor.
         no_client = NoClient,
+        /// The visitor was sent to a client, and neither that one nor another could serve it: the
+        /// service is down, for instance.
+        not_served = NotServed,
+        /// A core has as many UDP flows as it keeps. UDP only.
+        flow_limit = FlowLimit,
     }
 }

@@ -150,11 +150,11 @@ impl Session<'_> {
             }
             Message::FlowClosed(closed) => {
                 if let Some(udp) = &lane.udp
-                    && let Some(service) = udp.flow_closed(closed.flow_id, closed.reason)
+                    && let Some(unserved) = udp.flow_closed(closed.flow_id, closed.reason)
                     && let Some(membership) = lane.membership.get()
-                    && let Some(member) = membership.member(service)
+                    && let Some(member) = membership.member(unserved.service)
                 {
-                    member.udp_refused(Instant::now());
+                    member.udp_refused(unserved.is_down, Instant::now());
                 }
             }
             Message::Finished(finished) => lane.quic.announced(finished),

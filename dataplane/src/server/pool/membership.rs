@@ -93,8 +93,13 @@ impl LaneMembership {
         self.first
     }
 
-    /// Takes the lane out of the choice for new flows, because it drains or is unhealthy.
+    /// Takes the lane out of the choice for new flows, because it drains or is unhealthy. What it
+    /// has reported about services counts no more: it may go on for days with its flows, and know
+    /// nothing of where a service is meanwhile. Lanes that take flows know better.
     pub(crate) fn take_no_more(&self) {
+        for member in self.down.take() {
+            let _news = member.one_lane_says_up();
+        }
         if self.takes_flows.replace(false) {
             let client = &self.client;
             client.lanes_total.open.fetch_sub(1, Ordering::Relaxed);
@@ -149,15 +154,11 @@ impl LaneMembership {
         }
     }
 
-    /// Ends the membership of a lane that has ended. The lane's last flow may go on for some time,
-    /// and must not keep alive what the lane has reported: later lanes know better. Returns true if
-    /// the client has no other lane.
+    /// Ends the membership of a lane that has ended, although its last flow may go on for some
+    /// time. Returns true if the client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
-        for member in self.down.take() {
-            let _news = member.one_lane_says_up();
-        }
         self.leave_probing();
         self.rides_tls(false);
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
@@ -172,7 +173,7 @@ impl LaneMembership {
         let mut down = self.down.borrow_mut();
         let before = down.iter().position(|it| Arc::ptr_eq(it, &member));
         match before {
-            _ if self.over.get() => false,
+            _ if !self.takes_flows.get() => false,
             None if !healthy => {
                 let news = member.one_lane_says_down();
                 down.push(member);

@@ -19,5 +19,4 @@ pub(crate) mod service;
 #[cfg(test)]
 mod simulation;
 mod slow_start;
-mod udp_refusals;
 pub(crate) mod views;

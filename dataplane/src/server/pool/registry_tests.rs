@@ -489,7 +489,7 @@ fn replaced_instances_are_remembered_up_to_a_bound() {
 fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (bad, _good) = (join(&pool, "bad", 0), join(&pool, "good", 0));
-    member(&bad).udp_refused(Instant::now());
+    member(&bad).udp_refused(true, Instant::now());
     let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried, Instant::now());
     let mut tickets: Vec<FlowTicket> = (0..5).filter_map(|_| udp(&Tried::default())).collect();
     assert_eq!(counts(&tickets), BTreeMap::from([("good", 5)]));

@@ -19,7 +19,7 @@ use super::balance::{Tried, choose};
 use super::client::Client;
 use super::passive_health::PassiveHealth;
 use super::slow_start::SlowStart;
-use super::udp_refusals::UdpRefusals;
+use crate::flow::udp::refusals::UdpRefusals;
 
 /// A client as a member of one service: what is known of it there. The client itself is reached by
 /// [`Deref`].
@@ -34,6 +34,8 @@ pub(crate) struct Member {
     service_down: AtomicUsize,
     /// UDP visitors that the client could not serve.
     udp_refusals: UdpRefusals,
+    /// UDP visitors whom the service itself did not take.
+    udp_down: UdpRefusals,
     /// Passive health: how the service has treated visitors.
     passive_health: PassiveHealth,
     /// Slow start: the load that the client is counted with in addition, because it has just come.
@@ -56,9 +58,13 @@ impl Member {
         self.flows.load(Ordering::Relaxed)
     }
 
-    /// Notes that the client could not serve a UDP visitor.
-    pub(crate) fn udp_refused(&self, now: Instant) {
+    /// Notes that the client could not serve a UDP visitor; `is_down` says whether that shows that
+    /// its service is down.
+    pub(crate) fn udp_refused(&self, is_down: bool, now: Instant) {
         self.udp_refusals.refused(now);
+        if is_down {
+            self.udp_down.refused(now);
+        }
     }
 
     /// Whether the client has reported that it cannot reach the service by TCP.
@@ -66,10 +72,15 @@ impl Member {
         self.service_down.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the client takes new flows, answers, and has not reported that it cannot reach the
-    /// service.
-    pub(crate) fn is_reachable(&self) -> bool {
-        self.usable() && !self.is_silent() && !self.service_is_down()
+    /// Whether the client takes new flows, answers, and reaches the service, as far as is known: by
+    /// its word if visitors may speak TCP, and otherwise by what its UDP visitors have met.
+    pub(crate) fn is_reachable(&self, now: Instant) -> bool {
+        let is_down = if self.protocols.tcp {
+            self.service_is_down()
+        } else {
+            self.udp_down.count(now)
+        };
+        self.usable() && !self.is_silent() && !is_down
     }
 
     /// Whether the service at this client has ended flows at once.
@@ -124,6 +135,11 @@ impl FlowTicket {
     /// The client that was chosen.
     pub(crate) fn client(&self) -> &Client {
         &self.0
+    }
+
+    /// Notes that the client's service has answered a UDP visitor.
+    pub(crate) fn answered_udp(&self) {
+        self.0.udp_down.answered();
     }
 
     /// Notes that the client's service has answered.
@@ -191,6 +207,7 @@ impl ClientPool {
             flows: CachePadded::default(),
             service_down: AtomicUsize::new(0),
             udp_refusals: UdpRefusals::new(Instant::now()),
+            udp_down: UdpRefusals::new(Instant::now()),
             passive_health: PassiveHealth::default(),
             slow_start: SlowStart::beside(others.map(|other| other.flows()), age),
             epoch: self.epoch,
@@ -289,11 +306,11 @@ impl ClientPool {
 
     /// The totals for the admin endpoint; the numbers are read one after the other.
     pub(crate) fn totals(&self) -> PoolTotals {
-        let mut totals = PoolTotals::default();
+        let (mut totals, now) = (PoolTotals::default(), Instant::now());
         for member in self.members.load().iter() {
             totals.clients += 1;
             totals.usable += usize::from(member.usable());
-            totals.reachable += usize::from(member.is_reachable());
+            totals.reachable += usize::from(member.is_reachable(now));
             totals.lanes += member.registered();
             totals.flows += member.flows();
         }
@@ -308,7 +325,7 @@ pub(crate) struct PoolTotals {
     pub(crate) clients: usize,
     /// Clients that take new flows.
     pub(crate) usable: usize,
-    /// Clients among these that answer and have not reported that they cannot reach their service.
+    /// Clients among these that answer and reach their service, as far as is known.
     pub(crate) reachable: usize,
     /// Registered lanes.
     pub(crate) lanes: usize,

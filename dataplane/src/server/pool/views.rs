@@ -21,7 +21,7 @@ pub(crate) struct ServiceCounts {
     pub(crate) bytes_in: u64,
     /// Bytes to visitors, TCP and UDP.
     pub(crate) bytes_out: u64,
-    /// Visitors turned away, for whatever reason.
+    /// Visitors turned away, TCP and UDP, for whatever reason.
     pub(crate) refused: u64,
 }
 

@@ -121,8 +121,8 @@ impl ServedService {
             counts.udp_flows += core.udp_flows.get();
             counts.bytes_in += core.tcp_bytes_in.get() + core.udp_bytes_in.get();
             counts.bytes_out += core.tcp_bytes_out.get() + core.udp_bytes_out.get();
-            counts.refused += core.visitors_refused.get();
         }
+        counts.refused = self.gate.refused_in_all();
         let terms = self.terms();
         ServiceView {
             name: self.name.clone(),
@@ -239,7 +239,7 @@ impl SharedDoor {
 
     /// The door's clients, as operators see them.
     fn clients(&self) -> Vec<ClientView> {
-        let clients = self.registry.clients();
+        let (clients, now) = (self.registry.clients(), Instant::now());
         let mut views: HashMap<u64, ClientView> = HashMap::new();
         for client in &clients {
             views.insert(client.number, ClientView::of(client));
@@ -249,7 +249,7 @@ impl SharedDoor {
                 // A client that has come or gone meanwhile is seen the next time.
                 if let Some(view) = views.get_mut(&member.number) {
                     view.flows += member.flows();
-                    let served = (service.name.clone(), member.is_reachable());
+                    let served = (service.name.clone(), member.is_reachable(now));
                     view.services.push(served);
                 }
             }

@@ -357,8 +357,7 @@ impl Entrance {
             TcpFlowEnd::Reset(reason) => {
                 if reason.is_untouched() {
                     // Too much had been sent, or too long ago.
-                    self.counters().visitors_retry_exhausted.increment();
-                    self.service_counters().visitors_refused.increment();
+                    self.count_refused(visitor, Refusal::NotServed);
                 }
             }
             TcpFlowEnd::Stalled => {
@@ -410,8 +409,7 @@ impl Entrance {
                     }
                 }
                 None => {
-                    self.counters().visitors_retry_exhausted.increment();
-                    self.service_counters().visitors_refused.increment();
+                    self.count_refused(visitor.addr, Refusal::NotServed);
                     return Again::Nowhere(visitor);
                 }
             }

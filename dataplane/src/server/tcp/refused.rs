@@ -11,7 +11,7 @@ use crate::sys::limits;
 use crate::sys::tcp::refuse;
 
 impl Entrance {
-    /// Resets a visitor who has not reached a client, and counts why.
+    /// Resets a visitor whom no client has taken, and counts why.
     pub(super) fn refuse(&self, stream: TcpStream, visitor: SocketAddr, why: Refusal) {
         self.count_refused(visitor, why);
         refuse(stream);
@@ -39,6 +39,7 @@ impl Entrance {
             (Refuser::ProxyHeader, _) => &counters.visitors_refused_proxy_header,
             (Refuser::Server, Refusal::Memory) => &counters.visitors_refused_memory,
             (Refuser::Server, Refusal::Descriptors) => &counters.visitors_refused_descriptors,
+            (Refuser::Server, Refusal::NotServed) => &counters.visitors_retry_exhausted,
             (Refuser::Server, _) => &counters.visitors_refused,
         }
     }

@@ -17,7 +17,7 @@ use super::traffic::TrafficSocket;
 use crate::core::memory;
 use crate::flow::udp::lifetimes::Why;
 use crate::server::access_log::End;
-use crate::server::bounds::Permit;
+use crate::server::bounds::{Permit, Refusal};
 use crate::server::pool::balance::Tried;
 use crate::server::pool::route::Route;
 use crate::server::pool::service::FlowTicket;
@@ -71,7 +71,36 @@ fn could_not_serve(reason: FlowError) -> bool {
     reason.is_untouched() || reason == FlowError::LimitReached
 }
 
+/// Whether a client that ends a flow for this reason says that its service cannot be reached.
+fn shows_that_it_is_down(reason: FlowError) -> bool {
+    matches!(
+        reason,
+        FlowError::DialRefused | FlowError::DialTimeout | FlowError::DialFailed
+    )
+}
+
+/// A visitor whom a client could not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unserved {
+    /// The number of the visitor's service.
+    pub(crate) service: usize,
+    /// Whether the service itself is down. Of a range of ports the first one stands for all, as it
+    /// does in the client's checks by TCP.
+    pub(crate) is_down: bool,
+}
+
 impl TrafficSocket {
+    /// Whether the socket has the service's only port, or the first one.
+    fn is_at_first_port(&self) -> bool {
+        self.socket.local_addr().port() == self.service.traffic().ports().first()
+    }
+
+    /// Counts a visitor who gets no flow.
+    pub(super) fn refused(&self, why: Refusal) {
+        let refusals = &self.service.gate.refusals()[self.core];
+        why.counter(refusals).increment();
+    }
+
     /// Routes a visitor who has no flow. `earlier` is the permit that an earlier flow of the
     /// visitor has left.
     pub(super) fn new_visitor(
@@ -99,7 +128,7 @@ impl TrafficSocket {
         };
         if memory::refuses_newcomers() {
             self.counters.udp_dropped_memory.increment();
-            gate.refusals()[self.core].memory.increment();
+            self.refused(Refusal::Memory);
             return;
         }
         let beginning = Beginning {
@@ -110,7 +139,10 @@ impl TrafficSocket {
         };
         match self.route(Tried::default()) {
             Some(way) => self.begin(beginning, permit, way, now),
-            None => self.counters.udp_dropped_no_client.increment(),
+            None => {
+                self.counters.udp_dropped_no_client.increment();
+                self.refused(Refusal::NoClient);
+            }
         }
     }
 
@@ -127,7 +159,7 @@ impl TrafficSocket {
         now: Instant,
     ) {
         if !self.make_room(beginning.visitor, now) {
-            self.counters.udp_dropped_flow_limit.increment();
+            self.refused_for_limit();
             return;
         }
         match way {
@@ -169,6 +201,12 @@ impl TrafficSocket {
         true
     }
 
+    /// Counts a visitor for whom there is no room in the table.
+    pub(super) fn refused_for_limit(&self) {
+        self.counters.udp_dropped_flow_limit.increment();
+        self.refused(Refusal::FlowLimit);
+    }
+
     fn say_full(&self, what: &str) {
         if self.full_log.pass(Instant::now()) {
             tracing::warn!(
@@ -197,6 +235,7 @@ impl TrafficSocket {
         if !lane.is_open() {
             // The lane has ended a moment ago.
             self.counters.udp_dropped_no_client.increment();
+            self.refused(Refusal::NoClient);
             return;
         }
         let first = payload.and_then(|payload| Kept::new(payload, &self.kept_bytes));
@@ -224,7 +263,7 @@ impl TrafficSocket {
             .open(visitor, token, id, place, now)
             .is_ok();
         if !opened {
-            self.counters.udp_dropped_flow_limit.increment();
+            self.refused_for_limit();
             return;
         }
         flow.lane.opened(id, self);
@@ -273,7 +312,7 @@ impl TrafficSocket {
         if opened {
             self.hand_over(&flow, visitor, beginning.to_ip, payload, Some(link));
         } else {
-            self.counters.udp_dropped_flow_limit.increment();
+            self.refused_for_limit();
         }
     }
 
@@ -283,20 +322,21 @@ impl TrafficSocket {
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
+        let mut tried = local.tried;
+        tried.add(local.client);
+        // The search gives up if the visitor has been to as many clients as it may.
+        let Some(way) = self.route(tried) else {
+            self.counters.udp_failovers_exhausted.increment();
+            self.refused(Refusal::NotServed);
+            return;
+        };
         if local.is_from_other_core() {
             return;
         }
-        let mut tried = local.tried;
-        tried.add(local.client);
         let first = local.first.take();
         let to_ip = local.to_ip.get();
         let permit = local.permit.take();
         drop(local);
-        // The search gives up if the visitor has been to as many clients as it may.
-        let Some(way) = self.route(tried) else {
-            self.counters.udp_failovers_exhausted.increment();
-            return;
-        };
         self.counters.udp_flows_failed_over.increment();
         let beginning = Beginning {
             visitor,
@@ -369,9 +409,9 @@ impl TrafficSocket {
 }
 
 impl LaneFlows {
-    /// The client says that a flow is over, or that it does not know the flow. Returns the number
-    /// of the flow's service if the client could not serve its visitor.
-    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<usize> {
+    /// The client says that a flow is over, or that it does not know the flow. Returns what that
+    /// shows if the client could not serve the flow's visitor.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<Unserved> {
         let traffic = self.traffic_of(flow_id)?;
         if reason == FlowError::UnknownFlow {
             // This side knows the flow, so the client has lost it; the next datagram introduces it
@@ -391,6 +431,9 @@ impl LaneFlows {
         if unserved {
             traffic.fail_over(flow, Instant::now());
         }
-        unserved.then(|| traffic.service.number)
+        unserved.then(|| Unserved {
+            service: traffic.service.number,
+            is_down: shows_that_it_is_down(reason) && traffic.is_at_first_port(),
+        })
     }
 }

@@ -45,6 +45,15 @@ pub(super) enum Claim {
     Link(Link),
 }
 
+impl Claim {
+    fn ticket(&self) -> &FlowTicket {
+        match self {
+            Claim::Own(ticket) => ticket,
+            Claim::Link(link) => &link.ticket,
+        }
+    }
+}
+
 impl RemoteFlow {
     pub(super) fn is_gone(&self) -> bool {
         self.state.is_gone()
@@ -100,10 +109,7 @@ impl LocalFlow {
     /// Writes the flow's line of the access log.
     pub(super) fn note_end(&self, visitor: SocketAddr, now: Instant, end: End) {
         let claim = self.claim.borrow();
-        let ticket = match &*claim {
-            Claim::Own(ticket) => ticket,
-            Claim::Link(link) => &link.ticket,
-        };
+        let ticket = claim.ticket();
         self.service.access_log.finished(&FinishedFlow {
             service: &self.service.name,
             client: &ticket.client().client_id,
@@ -119,7 +125,9 @@ impl LocalFlow {
     /// Notes that the service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
-        if let Claim::Link(link) = &*self.claim.borrow() {
+        let claim = self.claim.borrow();
+        claim.ticket().answered_udp();
+        if let Claim::Link(link) = &*claim {
             link.state.is_answered_now();
         }
     }

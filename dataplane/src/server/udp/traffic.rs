@@ -34,6 +34,7 @@ use crate::flow::udp::lifetimes::{Limits, Stage};
 use crate::flow::udp::receiving::{Receiver, receive_all};
 use crate::flow::udp::{EXPIRED_PER_TURN, Rarely, UdpSettings};
 use crate::server::access_log::End;
+use crate::server::bounds::Refusal;
 use crate::server::pool::balance::Tried;
 use crate::server::shared::ServedService;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
@@ -281,13 +282,14 @@ impl TrafficSocket {
             self.send(&flow, visitor, id, known, &payload, now);
             return;
         }
+        let begins = link.is_some();
         if let (Some(link), Some(lane)) = (link, lane)
             && !self.closed.get()
             && lane.is_open()
         {
             self.forget_remote(visitor);
             if !self.make_room(visitor, now) {
-                self.counters.udp_dropped_flow_limit.increment();
+                self.refused_for_limit();
                 return;
             }
             let beginning = Beginning {
@@ -303,6 +305,9 @@ impl TrafficSocket {
         // The lane or the flow has ended meanwhile. The core that received the datagram learns by
         // its link that the flow is gone, and routes the visitor's next datagram anew.
         self.counters.udp_dropped_no_client.increment();
+        if begins {
+            self.refused(Refusal::NoClient);
+        }
     }
 
     /// Handles a link that came with a datagram for an existing flow. The core that received the

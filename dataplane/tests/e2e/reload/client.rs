@@ -1,12 +1,12 @@
 //! Another configuration for a running client.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use crate::support::door::{Door, DoorSetup, entry_by, published};
 use crate::support::http;
 use crate::support::ports;
 use crate::support::program::Program;
-use crate::support::service::{TcpService, echo_both};
+use crate::support::service::{TcpService, UdpService, echo, echo_both};
 use crate::support::subject;
 use crate::support::tunnel::Site;
 use crate::support::udp_visitor::UdpVisitor;
@@ -179,4 +179,80 @@ fn a_client_goes_on_with_another_token_when_both_sides_have_changed_it() {
     });
     visitor::wait_until_served(door.traffic("a"));
     assert_eq!(http::get(file.admin, "/readyz").status, 200);
+}
+
+/// A door with these services, and a client of `a` that has found out that nobody is at `local`.
+fn with_a_service_that_is_down(
+    site: &Site,
+    services: &[&'static str],
+    local: SocketAddr,
+) -> (Door, Program, ConfigFile) {
+    let (door, _file) = door(site, services, "");
+    let (program, file) = client(site, "nas", &["a"], local, &door);
+    wait::until_true("the client has found that nobody is there", || {
+        !visitor::echo_works(door.traffic("a"))
+            && http::get(file.admin, "/readyz?service=a").status == 503
+    });
+    http::wait_for(door.admin, "/readyz?service=a", 503);
+    (door, program, file)
+}
+
+fn wait_until_ready_at_both_ends(door: &Door, file: &ConfigFile) {
+    for admin in [file.admin, door.admin] {
+        http::wait_for(admin, "/readyz?service=a", 200);
+    }
+}
+
+#[test]
+fn a_service_that_is_down_when_its_keys_change_is_found_when_it_is_back() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let local = ports::free_address();
+    let (door, _client, file) = with_a_service_that_is_down(&site, &["a"], local);
+    let port = format!("port = {}\n", local.port());
+    let patient = format!("{port}health_check_timeout = \"3s\"\n");
+    file.replace(&port, &patient);
+    file.taken_up();
+    let listener = TcpListener::bind(local).expect("still free");
+    let _back = TcpService::start_on(listener, echo);
+    wait_until_ready_at_both_ends(&door, &file);
+    visitor::echo(door.traffic("a"), b"served again");
+}
+
+#[test]
+fn a_service_that_becomes_one_for_udp_alone_while_it_is_down_by_tcp_is_not_down_for_ever() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let udp = UdpService::echo();
+    let (door, _client, file) = with_a_service_that_is_down(&site, &["a"], udp.address);
+    file.replace("protocol = \"both\"", "protocol = \"udp\"");
+    file.taken_up();
+    wait_until_ready_at_both_ends(&door, &file);
+    UdpVisitor::new(door.traffic("a")).echo(b"served");
+}
+
+#[test]
+fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_flow() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (tcp, _udp) = echo_both();
+    let nowhere = ports::free_address();
+    let (door, _client, file) = with_a_service_that_is_down(&site, &["a", "b"], nowhere);
+    file.append(&service("b", tcp.address));
+    file.taken_up();
+    visitor::wait_until_served(door.traffic("b"));
+    let mut flow = visitor::connect(door.traffic("b"));
+    visitor::exchange(&mut flow, b"before");
+    let port = |at: SocketAddr| format!("port = {}\n", at.port());
+    file.replace(&port(nowhere), &port(tcp.address));
+    file.taken_up();
+    wait_until_ready_at_both_ends(&door, &file);
+    visitor::echo(door.traffic("a"), b"served at its new place");
+    visitor::exchange(&mut flow, b"after");
 }

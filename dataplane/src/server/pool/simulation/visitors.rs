@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use qmux_config::LoadBalancer;
 use qmux_proto::Protocol;
 
-use super::{CORES, Lane, World};
+use super::{CORES, Lane, Registered, World};
 use crate::server::pool::balance::CLIENTS_TRIED_MAX;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::route::{self, Route};
@@ -139,8 +139,9 @@ impl World {
 
     /// The clients that may be chosen, with their loads. Of those with a lane that takes flows
     /// these are the ones that answer on such a lane, if there are any; for TCP, of these, the ones
-    /// whose service is up, if there are any; and of these the ones whose service does not end
-    /// flows at once. A visitor who waited in vain gets only a client that answers.
+    /// whose service is up by the word of all such lanes, if there are any; and of these the ones
+    /// whose service does not end flows at once. A visitor who waited in vain gets only a client
+    /// that answers.
     fn candidates(&self, protocol: Protocol, tried: &Tried, now: Instant) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
         let of = |client: u64| {
@@ -153,11 +154,12 @@ impl World {
             .filter(|entry| of(entry.number).any(|lane| !lane.lane.drains.get()))
             .filter(|entry| !tried.contains(entry.number))
             .map(|entry| {
-                let silent = of(entry.number)
-                    .filter(|lane| !lane.lane.drains.get())
-                    .all(|lane| lane.lane.silent.get());
+                let takes_flows = |lane: &&Registered| !lane.lane.drains.get();
+                let mut lanes = of(entry.number).filter(takes_flows);
+                let silent = lanes.all(|lane| lane.lane.silent.get());
                 let tcp = protocol == Protocol::Tcp;
-                let down = tcp && of(entry.number).any(|lane| !lane.service_up);
+                let mut lanes = of(entry.number).filter(takes_flows);
+                let down = tcp && lanes.any(|lane| !lane.service_up);
                 let failing = tcp && entry.is_failing(now);
                 ((silent, down, failing), entry.number, entry.load(now))
             })

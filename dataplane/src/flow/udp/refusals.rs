@@ -1,9 +1,10 @@
-//! Whether a client could not serve a UDP visitor a short while ago: the name of its service does
-//! not resolve, nobody listens there, or it has no socket left. Health checks of the service cannot
-//! tell, because they go by TCP.
+//! Whether a UDP visitor could not be served a short while ago: the name of the service does not
+//! resolve, nobody listens there, or the client has no socket left. Health checks of the service
+//! cannot tell, because they go by TCP.
 //!
-//! All cores share this, without a lock. Such a client comes after others for a while; if all
-//! clients are such, visitors go to them nevertheless.
+//! Both roles use it, and all cores share it, without a lock. For a server, a client that could not
+//! serve a visitor comes after others for a while; if all clients are such, visitors go to them
+//! nevertheless. For both, a service that speaks UDP alone counts as down for as long.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 /// elsewhere at once if it cannot, so this costs one detour in this time.
 const COUNTS: Duration = Duration::from_secs(10);
 
-/// The refusals of one client.
+/// The refusals of one service, at one client.
 #[derive(Debug)]
 pub(crate) struct UdpRefusals {
     epoch: Instant,
@@ -29,10 +30,18 @@ impl UdpRefusals {
         }
     }
 
-    /// Notes that the client could not serve a visitor.
+    /// Notes that a visitor could not be served.
     pub(crate) fn refused(&self, now: Instant) {
         let over_at_ms = self.millis(now + COUNTS);
         self.over_at_ms.store(over_at_ms, Ordering::Relaxed);
+    }
+
+    /// Notes that the service has answered a visitor, so that earlier refusals count no more.
+    pub(crate) fn answered(&self) {
+        // There were mostly none; then nothing is written to memory that other cores read.
+        if self.over_at_ms.load(Ordering::Relaxed) != 0 {
+            self.over_at_ms.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether the last refusal still counts.
@@ -59,6 +68,10 @@ mod tests {
         refusals.refused(start + COUNTS / 2);
         assert!(refusals.count(start + COUNTS));
         assert!(!refusals.count(start + 2 * COUNTS));
+        refusals.refused(start + 3 * COUNTS);
+        assert!(refusals.count(start + 3 * COUNTS));
+        refusals.answered();
+        assert!(!refusals.count(start + 3 * COUNTS));
         refusals.refused(start + 3 * COUNTS);
         assert!(refusals.count(start + 3 * COUNTS));
     }
