@@ -202,11 +202,14 @@ impl ProxyAddress {
     /// What is wrong with it, as a message that shows no password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let form = || format!("is no proxy; it must be {PROXY_FORM}");
+        let no_place = || format!("does not end in a host and a port; it must be {PROXY_FORM}");
         let (scheme, rest) = text.split_once("://").ok_or_else(form)?;
         let protocol = match scheme.to_ascii_lowercase().as_str() {
             "http" => ProxyProtocolOut::Http,
             // The proxy resolves the name in any case.
             "socks5" | "socks5h" => ProxyProtocolOut::Socks5,
+            // A password with :// in it makes the scheme what it is not.
+            _ if !is_scheme(scheme) => return Err(form()),
             _ => {
                 return Err(format!(
                     "begins with {scheme:?}; it must be \"http\" or \"socks5\""
@@ -218,7 +221,9 @@ impl ProxyAddress {
             Some((credentials, place)) => (Some(credentials), place),
             None => (None, rest),
         };
-        let Target { host, port, .. } = address::parse_target(place)?;
+        // Where an @ is forgotten, or stands in the password, this may be a part of the password.
+        let target = address::parse_target(place);
+        let Target { host, port, .. } = target.map_err(|_| no_place())?;
         let (user, password) = match credentials {
             None => (String::new(), None),
             Some(credentials) => read_credentials(credentials)?,
@@ -231,6 +236,12 @@ impl ProxyAddress {
             password,
         })
     }
+}
+
+/// Whether `text` may be the scheme of a URL (RFC 3986, section 3.1).
+fn is_scheme(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn read_credentials(text: &str) -> Result<(String, Option<Secret>), String> {
@@ -305,6 +316,10 @@ mod tests {
             "http://me:secret%@host:80",
             "http://me:secret\u{7}@host:80",
             "http://:secret@host:80",
+            "http://me:secret",
+            "http://me:secret#host:80",
+            "http://me@secret",
+            "me:secret://@host:80",
         ] {
             let message = ProxyAddress::parse(wrong).expect_err("refused");
             assert!(!message.contains("secret"), "{wrong}: {message}");
