@@ -143,7 +143,11 @@ impl Client {
             .map_or(RESOLVE_INTERVAL, Spanned::into_inner);
         let state_dir = section
             .filled_string("state_dir", "a directory")
-            .map(|dir| section.report().resolve(dir.get_ref()));
+            .map(|dir| {
+                let report = section.report();
+                report.place(section.key("state_dir"), &dir.span());
+                report.resolve(dir.get_ref())
+            });
         let servers = read_servers(&section);
         let services = local_service::read_all(&section, server);
         let auth = section.table("auth");
@@ -269,6 +273,8 @@ impl ServerTarget {
             section.problem_at("server_name", &name.span(), message);
         }
         if let Some(target) = &target {
+            let report = section.report();
+            report.place(section.key("address"), &target.span());
             let Target { host, port, .. } = target.get_ref();
             let plain = format!("{} {port}", host.to_ascii_lowercase());
             match seen.iter().find(|(earlier, _)| *earlier == plain) {

@@ -36,6 +36,23 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The positions of bytes, which are given in ascending order; all of them in one pass.
+    pub(crate) fn positions(&self, offsets: impl Iterator<Item = usize>) -> Vec<Position> {
+        let (mut line, mut column, mut at) = (1, 1, 0);
+        let positions = offsets.map(|offset| {
+            let until = self.before(offset).len().max(at);
+            for character in self.text[at..until].chars() {
+                (line, column) = match character {
+                    '\n' => (line + 1, 1),
+                    _ => (line, column + 1),
+                };
+            }
+            at = until;
+            Position { line, column }
+        });
+        positions.collect()
+    }
+
     /// The line around `span` with a caret under it; `None` if quoting it could show a secret.
     pub(crate) fn excerpt(&self, span: &Range<usize>) -> Option<String> {
         let start = self.before(span.start).len();

@@ -121,6 +121,8 @@ impl Proxy {
                 \"tls\" beside it";
             section.problem_at("proxy", &proxy.span(), message);
         }
+        let report = section.report();
+        report.place(section.key("proxy"), &proxy.span());
         if *proxy.get_ref() == "env" {
             if let Some(file) = file {
                 let message = "stands beside proxy = \"env\"; the variable holds the password";

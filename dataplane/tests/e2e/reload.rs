@@ -345,7 +345,7 @@ fn a_configuration_that_cannot_be_used_changes_nothing_and_says_why() {
         (good.replace("server.crt", "missing.crt"), "missing.crt"),
         (
             format!("{good}{new}{}", service_table("c", occupied, "tcp")),
-            "cannot bind TCP",
+            "server.services[2].traffic_addr: cannot bind TCP",
         ),
         (
             format!("{good}{new}{}", service_table("a", b, "tcp")),
