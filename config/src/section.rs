@@ -330,6 +330,11 @@ impl<'a> Section<'a> {
                     None
                 }
             },
+            // Nothing is nothing in any unit.
+            DeValue::Integer(_) if whole_number(value.as_ref()) == Some(0) => {
+                let zero = Duration::ZERO;
+                self.in_range(key, value.span(), zero, &range, units::format_duration)
+            }
             DeValue::Integer(number) => {
                 let message = format!(
                     "a number needs a unit here: {:?} would be seconds",
