@@ -161,6 +161,7 @@ fn read_password(
             .to_owned());
     }
     let path = section.report().resolve(file.get_ref());
+    section.report().reads(&path);
     let wrong = |why: String| format!("{} {why}", path.display());
     let text = secret::read_file(&path).map_err(wrong)?;
     // An editor, or `echo`, ends the line, which nobody means to be a part of the password.

@@ -12,7 +12,7 @@ mod files;
 mod listening;
 mod texts;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -302,6 +302,11 @@ impl Reloader {
             problems: Vec::new(),
             changed: !self.is_as_before(&ready),
         };
+        if taken.changed {
+            let files = self.watched.unused(&ready.config.files);
+            let line = |file: &Path| format!("{}: has changed, and is in use", file.display());
+            taken.lines.extend(files.map(line));
+        }
         let files = ready.config.files.clone();
         if taken.changed {
             self.problems = self.apply(ready)?;
