@@ -96,7 +96,7 @@ impl Admin {
     }
 
     /// Reads the address from the whole file, and reports what is wrong with it only.
-    pub(crate) fn read_listen_alone(root: Section<'_>) -> Option<AdminListen> {
+    pub(crate) fn read_listen_alone(root: &Section<'_>) -> Option<AdminListen> {
         Self::read_listen(&root.table("admin"), &mut Claims::default())
     }
 

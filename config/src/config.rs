@@ -182,7 +182,7 @@ pub(crate) fn admin_listen_of(path: &Path) -> Result<Option<AdminListen>, Errors
     let environment = |name: &str| std::env::var_os(name);
     let mut listen = None;
     if expand::strings_of(table.get_mut(), "admin", &report, &environment) {
-        listen = Admin::read_listen_alone(Section::root(&report, table.get_ref()));
+        listen = Admin::read_listen_alone(&Section::root(&report, table.get_ref()));
     }
     if listen.is_none() {
         report_syntax(&report, &syntax_errors);

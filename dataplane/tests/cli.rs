@@ -384,10 +384,6 @@ fn an_address_or_a_name_that_is_of_no_use_is_named_with_its_line_and_its_key() {
             ":22:16: server.services[1].traffic_addr: cannot bind TCP",
         ),
         (
-            fallback,
-            ":6:13: server.listeners[0].quic_addr: cannot bind TCP",
-        ),
-        (
             at(SERVER, free_address(), free_address())
                 + &format!("[admin]\nlisten = \"{address}\"\n"),
             ":15:10: admin.listen: cannot bind TCP",
@@ -406,6 +402,13 @@ fn an_address_or_a_name_that_is_of_no_use_is_named_with_its_line_and_its_key() {
         assert_refused(&site.run(&["--check"]), &[&place]);
         assert_refused(&site.run(&[]), &[&place]);
     }
+    // The port for TLS is bound at a start only.
+    let site = Site::new(&fallback);
+    let place = format!(
+        "{}:6:13: server.listeners[0].quic_addr: cannot bind TCP",
+        site.config().display()
+    );
+    assert_refused(&site.run(&[]), &[&place]);
     // Only a check wants names resolved, and a proxy is looked for at a start as well.
     let unknown = "nowhere.example.invalid";
     let service =

@@ -296,7 +296,7 @@ mod tests {
 
     fn refused(path: &Path) -> String {
         match open(&Setting::File(path.into())) {
-            Err(why) => why,
+            Err(why) => why.to_string(),
             Ok(_) => panic!("{} is opened", path.display()),
         }
     }

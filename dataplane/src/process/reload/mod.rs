@@ -292,7 +292,7 @@ impl Reloader {
         let mut wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
         let mut warnings = std::mem::take(&mut wanted.warnings);
         let config = Arc::new(self.with_what_stays(wanted));
-        let ready = self.prepare(config, as_they_are, &mut warnings);
+        let ready = self.prepare(&config, as_they_are, &mut warnings);
         for warning in self.news(warnings, cause) {
             tracing::warn!("{warning}");
         }
@@ -424,13 +424,13 @@ impl Reloader {
     /// nothing is read for the roles that stay `as_they_are`.
     fn prepare(
         &self,
-        config: Arc<Config>,
+        config: &Arc<Config>,
         as_they_are: Roles,
         warnings: &mut Vec<String>,
     ) -> Result<Ready, Refused> {
         let unusable = |error: &dyn std::fmt::Display| Refused::Unusable(error.to_string());
-        let located = |failure: Failure| unusable(&failure.located(&config));
-        let mut judged = Config::clone(&config);
+        let located = |failure: Failure| unusable(&failure.located(config));
+        let mut judged = Config::clone(config);
         judged.server.take_if(|_| as_they_are.server);
         judged.client.take_if(|_| as_they_are.client);
         check::tls_contexts(&judged).map_err(located)?;
@@ -438,7 +438,7 @@ impl Reloader {
             (Some(shared), Some(server)) => {
                 let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
                 warnings.extend(judged.map_err(located)?);
-                let plan = shared.plan(&config, server).map_err(|why| unusable(&why))?;
+                let plan = shared.plan(config, server).map_err(|why| unusable(&why))?;
                 self.refuse_door_that_drains(shared, &plan)
                     .map_err(located)?;
                 let (tcp_given_up, udp_given_up) = (plan.given_up(true), plan.given_up(false));
@@ -454,7 +454,7 @@ impl Reloader {
         };
         let client = match (&self.client, &judged.client) {
             (Some(shared), Some(client)) => {
-                let prepared = shared.prepare(&config, client, &self.post());
+                let prepared = shared.prepare(config, client, &self.post());
                 Some(prepared.map_err(|why| unusable(&why))?)
             }
             _ => None,
@@ -463,7 +463,7 @@ impl Reloader {
         let access_log = setting.map(access_log::prepare).transpose();
         Ok(Ready {
             access_log: access_log.map_err(located)?,
-            config: Arc::clone(&config),
+            config: Arc::clone(config),
             server,
             client,
         })
