@@ -152,8 +152,8 @@ impl Config {
         self.at(key, self.places.of_key(key))
     }
 
-    /// The beginning of a message about an address that is bound, for TCP or else for UDP; `None` if
-    /// the file does not name it.
+    /// The beginning of a message about an address that is bound, for TCP or else for UDP; `None`
+    /// if the file does not name it.
     #[must_use]
     pub fn at_address(&self, tcp: bool, address: SocketAddr) -> Option<String> {
         let (key, position) = self.places.of_address(tcp, address)?;
