@@ -39,10 +39,12 @@ impl AccessLog {
         let Some(text) = section.filled_string(KEY, FORM) else {
             return Self::Off;
         };
+        let report = section.report();
+        report.place(section.key(KEY), &text.span());
         match *text.get_ref() {
             OFF => Self::Off,
             STDERR => Self::Stderr,
-            path => Self::File(section.report().resolve(path)),
+            path => Self::File(report.resolve(path)),
         }
     }
 }

@@ -94,6 +94,10 @@ pub(crate) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(crate) fn parse_target(text: &str) -> Result<Target<'_>, String> {
+    if text.contains("://") || text.contains('@') {
+        // It may hold a password, so it is not shown.
+        return Err(format!("is a URL; it must be {TARGET_FORM}"));
+    }
     let Some((host, port)) = text.rsplit_once(':') else {
         return Err(format!("{text:?} has no port; it must be {TARGET_FORM}"));
     };
@@ -220,7 +224,8 @@ mod tests {
             ("2001:db8::1:8443", "brackets"),
             ("server.example.com:0", "port 0"),
             ("server.example.com:99999", "from 1 to 65535"),
-            ("https://example.com:443", "brackets"),
+            ("https://example.com:443", "is a URL"),
+            ("me:secret@example.com:443", "is a URL"),
             ("exa mple:443", "is no host"),
             (":443", "is no host"),
             ("[example.com]:443", "is no host"),

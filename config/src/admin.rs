@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::address;
+use crate::config;
 use crate::conflicts::Claims;
+use crate::errors::Errors;
 use crate::section::Section;
 
 /// The prefix of the path of a Unix socket.
@@ -84,11 +86,27 @@ impl Admin {
         Some(Self { listen: listen? })
     }
 
+    /// The address of the endpoint of the program that runs with this file, in which nothing else
+    /// need be usable: neither certificates nor lists are read.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or what stands there is no address.
+    pub fn listen_of(path: &Path) -> Result<Option<AdminListen>, Errors> {
+        config::admin_listen_of(path)
+    }
+
+    /// Reads the address from the whole file, and reports what is wrong with it only.
+    pub(crate) fn read_listen_alone(root: &Section<'_>) -> Option<AdminListen> {
+        Self::read_listen(&root.table("admin"), &mut Claims::default())
+    }
+
     fn read_listen(section: &Section<'_>, claims: &mut Claims) -> Option<AdminListen> {
         let text = section.filled_string("listen", FORM)?;
         let here = section.report().resolve("");
         match AdminListen::parse(text.get_ref(), &here) {
             Ok(listen) => {
+                let report = section.report();
+                report.place(section.key("listen"), &text.span());
                 if let AdminListen::Tcp(address) = listen {
                     let spanned = toml::Spanned::new(text.span(), address);
                     claims.tcp(section, "listen", &spanned);

@@ -10,7 +10,7 @@ use crate::limits;
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
 use crate::server::ListenerProtocol;
-use crate::units::{DAY, format_size};
+use crate::units::DAY;
 
 /// The highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
 const LIMIT_MAX: i64 = 1 << 20;
@@ -18,9 +18,9 @@ const LIMIT_MAX: i64 = 1 << 20;
 /// The longest idle timeout: a flow that may be silent for a month is better left alone.
 const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
 
-/// The least bandwidth of a visitor, in bytes per second: below it a page is not there within a
-/// minute, and whoever asked for less meant another unit.
-const BANDWIDTH_MIN: u64 = 1 << 10;
+/// Below this bandwidth of a visitor, in bytes per second, a page is not there within a minute, so
+/// that most who ask for it mean another unit.
+const BANDWIDTH_SLOW: u64 = 1_000;
 /// The largest bandwidth of a visitor: a thousand times what a network card carries.
 const BANDWIDTH_MAX: u64 = 1 << 40;
 
@@ -116,13 +116,14 @@ fn read_bandwidth(section: &Section<'_>) -> u64 {
         return 0;
     };
     let bytes_per_s = *bandwidth.get_ref();
-    if bytes_per_s > 0 && bytes_per_s < BANDWIDTH_MIN {
-        let (given, least) = (format_size(bytes_per_s), format_size(BANDWIDTH_MIN));
+    if bytes_per_s > 0 && bytes_per_s < BANDWIDTH_SLOW {
         let message = format!(
-            "{given} is too little; it must be \"0\", for any number of bytes per second, or at \
-             least \"{least}\""
+            "each visitor gets {bytes_per_s} bytes per second only; a number without a unit counts \
+             bytes"
         );
-        section.problem_at(key, &bandwidth.span(), message);
+        let full = section.key(key);
+        let report = section.report();
+        report.warning(&full, &bandwidth.span(), &message);
     }
     bytes_per_s
 }

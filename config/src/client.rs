@@ -12,7 +12,7 @@ use crate::address::{self, Target};
 use crate::file_or_text::FileOrText;
 use crate::local_service::{self, LocalService};
 use crate::secret::Secret;
-use crate::section::{self, Section};
+use crate::section::Section;
 use crate::server::Server;
 use crate::timing::Timing;
 use crate::tls_files::{self, Keys, Purpose};
@@ -143,7 +143,11 @@ impl Client {
             .map_or(RESOLVE_INTERVAL, Spanned::into_inner);
         let state_dir = section
             .filled_string("state_dir", "a directory")
-            .map(|dir| section.report().resolve(dir.get_ref()));
+            .map(|dir| {
+                let report = section.report();
+                report.place(section.key("state_dir"), &dir.span());
+                report.resolve(dir.get_ref())
+            });
         let servers = read_servers(&section);
         let services = local_service::read_all(&section, server);
         let auth = section.table("auth");
@@ -213,18 +217,21 @@ fn read_lanes(section: &Section<'_>) -> Lanes {
     let Some(value) = section.any("lanes") else {
         return Lanes::Auto;
     };
-    match value.as_ref() {
-        DeValue::String(text) if text == "auto" => return Lanes::Auto,
-        DeValue::Integer(_) => {
-            let count = section::whole_number(value.as_ref())
-                .and_then(|count| NonZeroU16::try_from(u16::try_from(count).ok()?).ok())
-                .filter(|count| count.get() <= LANES_MAX);
-            if let Some(count) = count {
-                return Lanes::Count(count);
-            }
-            let message = format!("is out of range; it must be {LANES_FORM}");
-            section.problem_at("lanes", &value.span(), message);
+    if matches!(value.as_ref(), DeValue::String(text) if text == "auto") {
+        return Lanes::Auto;
+    }
+    if let Some(number) = section.number(value) {
+        let count = number
+            .and_then(|count| NonZeroU16::try_from(u16::try_from(count).ok()?).ok())
+            .filter(|count| count.get() <= LANES_MAX);
+        if let Some(count) = count {
+            return Lanes::Count(count);
         }
+        let message = format!("is out of range; it must be {LANES_FORM}");
+        section.problem_at("lanes", &value.span(), message);
+        return Lanes::Auto;
+    }
+    match value.as_ref() {
         DeValue::String(text) => {
             let message = format!("{text:?} is not known; it must be {LANES_FORM}");
             section.problem_at("lanes", &value.span(), message);
@@ -269,6 +276,8 @@ impl ServerTarget {
             section.problem_at("server_name", &name.span(), message);
         }
         if let Some(target) = &target {
+            let report = section.report();
+            report.place(section.key("address"), &target.span());
             let Target { host, port, .. } = target.get_ref();
             let plain = format!("{} {port}", host.to_ascii_lowercase());
             match seen.iter().find(|(earlier, _)| *earlier == plain) {

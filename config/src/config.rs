@@ -1,18 +1,20 @@
 //! The configuration file as a whole.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, AdminListen};
 use crate::client::Client;
 use crate::conflicts::Claims;
 use crate::errors::{Errors, Problem};
 use crate::expand;
 use crate::limits::Limits;
+use crate::places::Places;
 use crate::quic::Quic;
-use crate::report::Report;
+use crate::report::{Findings, Report};
 use crate::section::Section;
 use crate::server::Server;
 use crate::source::Source;
@@ -46,6 +48,8 @@ pub struct Config {
     /// The files that the configuration names and that were read: certificates, keys, tokens,
     /// lists. Their content is a part of the configuration too.
     pub files: Vec<PathBuf>,
+    /// Where the addresses and hosts stand that may turn out unusable.
+    pub places: Places,
 }
 
 impl Config {
@@ -111,22 +115,23 @@ impl Config {
         let (mut table, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
             // What a half-understood file lacks says nothing, so syntax errors come first.
-            for error in syntax_errors {
-                let span = error.span().unwrap_or(0..0);
-                let message = error.message().lines().collect::<Vec<_>>().join(" ");
-                report.problem("", &span, format!("is not valid TOML: {message}"));
-            }
-            report.finish()?;
+            report_syntax(&report, &syntax_errors);
+            report.finish(Claims::default())?;
             unreachable!("syntax errors were reported");
         }
         if !expand::strings(table.get_mut(), &report, &environment) {
             // Nobody knows what such a string would have meant, so this comes before the checks of
             // its value.
-            report.finish()?;
+            report.finish(Claims::default())?;
             unreachable!("a string that cannot be expanded was reported");
         }
-        let parts = Parts::read(Section::root(&report, table.get_ref()));
-        let (warnings, files) = report.finish()?;
+        let mut claims = Claims::default();
+        let parts = Parts::read(Section::root(&report, table.get_ref()), &mut claims);
+        let Findings {
+            warnings,
+            files,
+            places,
+        } = report.finish(claims)?;
         Ok(Self {
             path: path.to_owned(),
             server: parts.server,
@@ -137,7 +142,60 @@ impl Config {
             admin: parts.admin,
             warnings,
             files,
+            places,
         })
+    }
+
+    /// The beginning of a message about a key, as of a [`Problem`]: `path:line:column: key`.
+    #[must_use]
+    pub fn at_key(&self, key: &str) -> String {
+        self.at(key, self.places.of_key(key))
+    }
+
+    /// The beginning of a message about an address that is bound, for TCP or else for UDP; `None`
+    /// if the file does not name it.
+    #[must_use]
+    pub fn at_address(&self, tcp: bool, address: SocketAddr) -> Option<String> {
+        let (key, position) = self.places.of_address(tcp, address)?;
+        Some(self.at(key, Some(position)))
+    }
+
+    fn at(&self, key: &str, position: Option<(usize, usize)>) -> String {
+        let path = self.path.display();
+        match position {
+            Some((line, column)) => format!("{path}:{line}:{column}: {key}"),
+            None => format!("{path}: {key}"),
+        }
+    }
+}
+
+/// Reads the admin endpoint's address from a file of which nothing else need be usable: whoever
+/// asks a running program something must be able to while somebody edits its config, or while this
+/// user may not read a key that the program may.
+///
+/// # Errors
+/// If the file cannot be read or is not TOML, or the address is wrong.
+pub(crate) fn admin_listen_of(path: &Path) -> Result<Option<AdminListen>, Errors> {
+    let text = text_of(path)?;
+    let (mut table, syntax_errors) = DeTable::parse_recoverable(&text);
+    let report = Report::new(Source { path, text: &text });
+    let environment = |name: &str| std::env::var_os(name);
+    let mut listen = None;
+    if expand::strings_of(table.get_mut(), "admin", &report, &environment) {
+        listen = Admin::read_listen_alone(&Section::root(&report, table.get_ref()));
+    }
+    if listen.is_none() {
+        report_syntax(&report, &syntax_errors);
+    }
+    report.finish(Claims::default())?;
+    Ok(listen)
+}
+
+fn report_syntax(report: &Report<'_>, errors: &[toml::de::Error]) {
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        let message = error.message().lines().collect::<Vec<_>>().join(" ");
+        report.problem("", &span, format!("is not valid TOML: {message}"));
     }
 }
 
@@ -151,8 +209,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn read(root: Section<'_>) -> Self {
-        let mut claims = Claims::default();
+    fn read(root: Section<'_>, claims: &mut Claims) -> Self {
         let limits = Limits::read(root.table("limits"));
         let (server, client) = (root.table("server"), root.table("client"));
         if !server.is_present() && !client.is_present() {
@@ -161,7 +218,7 @@ impl Parts {
             );
         }
         let server = if server.is_present() {
-            Server::read(server, &limits, &mut claims)
+            Server::read(server, &limits, claims)
         } else {
             None
         };
@@ -173,7 +230,7 @@ impl Parts {
         let quic = Quic::read(root.table("quic"));
         let udp = Udp::read(root.table("udp"));
         let admin_section = root.table("admin");
-        let admin = Admin::read(admin_section, &mut claims);
+        let admin = Admin::read(admin_section, claims);
         root.finish();
         Self {
             server,

@@ -15,12 +15,21 @@ enum Transport {
     Udp,
 }
 
+/// An address that will be bound.
 #[derive(Debug)]
-struct Claim {
+pub(crate) struct Claim {
     transport: Transport,
-    address: TrafficAddr,
-    key: String,
-    span: Range<usize>,
+    pub(crate) address: TrafficAddr,
+    /// The full name of the key that claims it, and where its value stands.
+    pub(crate) key: String,
+    pub(crate) span: Range<usize>,
+}
+
+impl Claim {
+    /// Whether TCP is bound there; otherwise it is UDP.
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.transport == Transport::Tcp
+    }
 }
 
 /// Every address that was claimed so far.
@@ -30,6 +39,11 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
+    /// All claims, in the order in which they were made.
+    pub(crate) fn into_vec(self) -> Vec<Claim> {
+        self.claims
+    }
+
     /// Claims a TCP address; reports it if an earlier claim overlaps.
     pub(crate) fn tcp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
         let whole = TrafficAddr::one(*address.get_ref());

@@ -29,6 +29,22 @@ pub(crate) fn strings(
     walk.table(table, "")
 }
 
+/// Expands the strings of one section alone, like [`strings`].
+pub(crate) fn strings_of(
+    table: &mut DeTable<'_>,
+    section: &str,
+    report: &Report<'_>,
+    environment: &dyn Fn(&str) -> Option<OsString>,
+) -> bool {
+    let walk = Walk {
+        report,
+        environment,
+    };
+    let mut entries = table.iter_mut();
+    let found = entries.find(|(key, _)| key.get_ref() == section);
+    found.is_none_or(|(_, value)| walk.value(value, section))
+}
+
 struct Walk<'a> {
     report: &'a Report<'a>,
     environment: &'a dyn Fn(&str) -> Option<OsString>,

@@ -377,7 +377,8 @@ session is not good any more for the server; the next handshake shows the presen
 
 /// Explains that the server does not accept the client's token.
 pub const WRONG_TOKEN: &str = "the server does not accept this client's token: token in \
-[client.auth] must be the same as token in [server.auth] of the server";
+[client.auth] must be the same as token in [server.auth] of the server or, if this client has an \
+entry in [[server.clients]] there, as token of that entry";
 
 /// The name of a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC
 /// 8446 section 6).

@@ -12,6 +12,7 @@ const FORM: &str = "a Unix socket, as in \"unix:/run/qmux-dp/handover.sock\"";
 /// Reads the path of the socket, if there is to be one.
 pub(crate) fn read(section: &Section<'_>) -> Option<PathBuf> {
     let text = section.filled_string(KEY, FORM)?;
+    section.report().place(section.key(KEY), &text.span());
     let here = section.report().resolve("");
     let wrong = match AdminListen::parse(text.get_ref(), &here) {
         Ok(AdminListen::Unix(path)) => return Some(path),

@@ -25,6 +25,8 @@ pub enum MemoryLimit {
     Auto,
     /// This many bytes.
     Bytes(u64),
+    /// No limit; a zero in the file.
+    None,
 }
 
 /// The resources that flows may hold.
@@ -76,9 +78,23 @@ fn read_memory(section: &Section<'_>) -> Option<MemoryLimit> {
     {
         return Some(MemoryLimit::Auto);
     }
-    section
-        .size(key, MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX)
-        .map(|bytes| MemoryLimit::Bytes(bytes.into_inner()))
+    let value = section.size(key, 0..=MEMORY_BYTES_MAX)?;
+    match *value.get_ref() {
+        0 => Some(MemoryLimit::None),
+        bytes if bytes < MEMORY_BYTES_MIN => {
+            let (given, least) = (
+                units::format_size(bytes),
+                units::format_size(MEMORY_BYTES_MIN),
+            );
+            let message = format!(
+                "{given} is too little; it must be \"auto\", \"0\", for no limit, or at least \
+                 {least:?}"
+            );
+            section.problem_at(key, &value.span(), message);
+            None
+        }
+        bytes => Some(MemoryLimit::Bytes(bytes)),
+    }
 }
 
 /// Reads `stall_timeout` of `[limits]` or of a listener.

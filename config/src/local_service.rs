@@ -231,6 +231,7 @@ fn read_host(section: &Section<'_>) -> Option<String> {
         section.problem_at("host", &host.span(), message);
         return None;
     }
+    section.report().place(section.key("host"), &host.span());
     Some(host.into_inner().to_owned())
 }
 

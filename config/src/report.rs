@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::conflicts::Claims;
 use crate::errors::{Errors, Problem};
+use crate::places::Places;
 use crate::source::{Position, Source};
 
 /// The problems and warnings of one file. Every section of it shares this, hence the cells; one
@@ -15,7 +17,17 @@ pub(crate) struct Report<'a> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<String>>,
     files: RefCell<BTreeSet<PathBuf>>,
+    /// Keys that a message may have to name later, with the bytes where their values begin.
+    keys: RefCell<Vec<(String, usize)>>,
     times_matter: bool,
+}
+
+/// What was found in a file besides the values of its keys.
+pub(crate) struct Findings {
+    pub(crate) warnings: Vec<String>,
+    /// The files that were read.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) places: Places,
 }
 
 impl<'a> Report<'a> {
@@ -25,6 +37,7 @@ impl<'a> Report<'a> {
             problems: RefCell::default(),
             warnings: RefCell::default(),
             files: RefCell::default(),
+            keys: RefCell::default(),
             times_matter: true,
         }
     }
@@ -94,12 +107,23 @@ impl<'a> Report<'a> {
         self.files.borrow_mut().insert(file.to_owned());
     }
 
-    /// Returns the warnings and the files that were read, if nothing is wrong.
-    pub(crate) fn finish(self) -> Result<(Vec<String>, Vec<PathBuf>), Errors> {
+    /// Notes where the value of a key stands that can turn out wrong when it is used.
+    pub(crate) fn place(&self, key: String, span: &Range<usize>) {
+        self.keys.borrow_mut().push((key, span.start));
+    }
+
+    /// Returns what was found besides the values, if nothing is wrong. `claims` are the addresses
+    /// that will be bound.
+    pub(crate) fn finish(self, claims: Claims) -> Result<Findings, Errors> {
         let problems = self.problems.into_inner();
         if problems.is_empty() {
             let files = self.files.into_inner();
-            Ok((self.warnings.into_inner(), files.into_iter().collect()))
+            let keys = self.keys.into_inner();
+            Ok(Findings {
+                warnings: self.warnings.into_inner(),
+                files: files.into_iter().collect(),
+                places: Places::new(&self.source, claims.into_vec(), keys),
+            })
         } else {
             Err(Errors::new(problems))
         }

@@ -229,10 +229,19 @@ impl<'a> Section<'a> {
 
     pub(crate) fn boolean(&self, key: &'static str) -> Option<bool> {
         let value = self.find(key)?;
-        if let DeValue::Boolean(boolean) = value.as_ref() {
-            return Some(*boolean);
+        let allowed = "true or false";
+        match value.as_ref() {
+            DeValue::Boolean(boolean) => return Some(*boolean),
+            // The environment has nothing but strings.
+            DeValue::String(text) if self.report.is_expanded(&value.span()) => {
+                if let Ok(boolean) = text.parse() {
+                    return Some(boolean);
+                }
+                let message = format!("is neither; it must be {allowed}");
+                self.problem_at(key, &value.span(), message);
+            }
+            other => self.wrong_type(key, &value.span(), other, allowed),
         }
-        self.wrong_type(key, &value.span(), value.as_ref(), "true or false");
         None
     }
 
@@ -272,14 +281,9 @@ impl<'a> Section<'a> {
     ) -> Option<Spanned<i64>> {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         let value = self.find(key)?;
-        let number = match value.as_ref() {
-            DeValue::Integer(_) => whole_number(value.as_ref()),
-            // The environment has nothing but strings.
-            DeValue::String(text) if self.report.is_expanded(&value.span()) => text.parse().ok(),
-            other => {
-                self.wrong_type(key, &value.span(), other, &allowed);
-                return None;
-            }
+        let Some(number) = self.number(value) else {
+            self.wrong_type(key, &value.span(), value.as_ref(), &allowed);
+            return None;
         };
         match number {
             Some(number) if range.contains(&number) => Some(Spanned::new(value.span(), number)),
@@ -291,6 +295,18 @@ impl<'a> Section<'a> {
                 );
                 None
             }
+        }
+    }
+
+    /// The number of a value that is one by its type, or that comes from the environment, which has
+    /// nothing but strings; within, `None` if it is not a whole number that fits.
+    pub(crate) fn number(&self, value: &Spanned<DeValue<'_>>) -> Option<Option<i64>> {
+        match value.as_ref() {
+            DeValue::Integer(_) => Some(whole_number(value.as_ref())),
+            DeValue::String(text) if self.report.is_expanded(&value.span()) => {
+                Some(text.trim().parse().ok())
+            }
+            _ => None,
         }
     }
 
@@ -314,6 +330,11 @@ impl<'a> Section<'a> {
                     None
                 }
             },
+            // Nothing is nothing in any unit.
+            DeValue::Integer(_) if whole_number(value.as_ref()) == Some(0) => {
+                let zero = Duration::ZERO;
+                self.in_range(key, value.span(), zero, &range, units::format_duration)
+            }
             DeValue::Integer(number) => {
                 let message = format!(
                     "a number needs a unit here: {:?} would be seconds",

@@ -3,6 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::keys::KEYS;
+use crate::suggest;
+
 /// The longest line that a message quotes, in characters: a longer one would hide the message
 /// itself.
 const EXCERPT_CHARS_MAX: usize = 160;
@@ -33,6 +36,23 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The positions of bytes, which are given in ascending order; all of them in one pass.
+    pub(crate) fn positions(&self, offsets: impl Iterator<Item = usize>) -> Vec<Position> {
+        let (mut line, mut column, mut at) = (1, 1, 0);
+        let positions = offsets.map(|offset| {
+            let until = self.before(offset).len().max(at);
+            for character in self.text[at..until].chars() {
+                (line, column) = match character {
+                    '\n' => (line + 1, 1),
+                    _ => (line, column + 1),
+                };
+            }
+            at = until;
+            Position { line, column }
+        });
+        positions.collect()
+    }
+
     /// The line around `span` with a caret under it; `None` if quoting it could show a secret.
     pub(crate) fn excerpt(&self, span: &Range<usize>) -> Option<String> {
         let start = self.before(span.start).len();
@@ -40,14 +60,7 @@ impl<'a> Source<'a> {
             .rfind('\n')
             .map_or(0, |newline| newline + 1);
         let line = self.text[line_start..].lines().next()?.trim_end();
-        if line.trim().is_empty()
-            || line.chars().count() > EXCERPT_CHARS_MAX
-            || may_hold_secret(line)
-        {
-            return None;
-        }
-        // A line without a key is the middle of a multi-line value, which may be anything.
-        if !(line.contains('=') || line.trim_start().starts_with('[')) {
+        if line.chars().count() > EXCERPT_CHARS_MAX || !is_harmless(line) {
             return None;
         }
         let indent: String = self.text[line_start..start]
@@ -71,10 +84,43 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a line assigns to a key that is called, or nearly called, a token or a key. Misspelled
-/// keys count: the message about `tokne = "…"` must not print what follows.
+/// The keys with "proxy" in them whose values hold no password.
+const ABOUT_PROXIES: [&str; 3] = ["accept_proxy_from", "proxy_protocol", "proxy_protocol_udp"];
+
+/// Whether a line may be quoted. It must be a header, or assign to a key that is a known one or
+/// nearly one: everything else may be the middle of a value, such as a line of a private key that
+/// ends in `=`, or a secret under a key that nobody knows.
+fn is_harmless(line: &str) -> bool {
+    // What has an @ may be the URL of a proxy with a password in it, under whatever key.
+    !line.contains('@') && begins_as_known(line) && !may_hold_secret(line)
+}
+
+/// Whether the line begins with the name of a known key, or with the header of a known section, or
+/// with something so near to it that it was meant.
+fn begins_as_known(line: &str) -> bool {
+    let is_known = |part: &str| {
+        let parts = KEYS.iter().flat_map(|full| full.split('.'));
+        suggest::nearest(part, parts).is_some()
+    };
+    let bare = |name: &str| {
+        let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        let mut parts = name.split('.').map(str::trim);
+        parts.all(|part| !part.is_empty() && part.bytes().all(is_bare) && is_known(part))
+    };
+    let line = line.trim_start();
+    if let Some(header) = line.strip_prefix('[') {
+        let name = header.strip_prefix('[').unwrap_or(header);
+        let end = name.find([']', '#']).unwrap_or(name.len());
+        return bare(&name[..end]);
+    }
+    line.split_once('=').is_some_and(|(name, _)| bare(name))
+}
+
+/// Whether a line assigns to a key that is called, or nearly called, a token, a key or a proxy,
+/// whose URL may have a password. Misspelled keys count: the message about `tokne = "…"` must not
+/// print what follows.
 fn may_hold_secret(line: &str) -> bool {
-    const SECRET_LIKE: f64 = 0.7;
+    const SECRET_LIKE: f64 = 0.6;
     line.split('=').rev().skip(1).any(|assigned| {
         let name = assigned
             .trim_end()
@@ -84,11 +130,14 @@ fn may_hold_secret(line: &str) -> bool {
             .find(|part| !part.is_empty())
             .unwrap_or_default()
             .to_lowercase();
+        let is_like = |secret| strsim::normalized_damerau_levenshtein(&name, secret) >= SECRET_LIKE;
         name.contains("secret")
             || name.contains("pass")
             || name.contains("tok")
             || name.ends_with("key")
-            || strsim::normalized_damerau_levenshtein(&name, "token") >= SECRET_LIKE
+            || (name.contains("prox") && !ABOUT_PROXIES.contains(&name.as_str()))
+            || is_like("token")
+            || is_like("proxy")
     })
 }
 
@@ -143,10 +192,45 @@ mod tests {
             "Token= 'hunter2",
             "server_key = 'hunter2'",
             "sever_key = 'hunter2'",
+            "proxy = \"https://me:hunter2@proxy.example:3128\"",
+            "proxy = \"http://me:hunter2\"",
+            "prxy = \"me:hunter2@proxy.example:3128\"",
+            "https_proxy = \"http://me:hunter2\"",
+            "address = \"http://me:hunter2@proxy.example:3128\"",
+            "pw = \"hunter2\"",
             "hunter2",
         ] {
             assert_eq!(source(line).excerpt(&(0..1)), None, "{line}");
         }
-        assert!(source("method = \"token\"").excerpt(&(0..1)).is_some());
+    }
+
+    #[test]
+    fn a_line_that_may_be_the_middle_of_a_value_is_not_quoted() {
+        for line in [
+            "8Kj2VnX4cWqkYhYVgcJ6Zq0sJvF1mB0aYw3cQm9pT1E=",
+            "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQ==",
+            "gSbYp0b==",
+            "a+b/c=",
+            "[\"hunter2\", \"hunter3\"],",
+            "[hunter2",
+            "\"abcdef=\",",
+        ] {
+            assert_eq!(source(line).excerpt(&(0..1)), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn lines_of_known_keys_and_sections_are_quoted_misspelled_or_not() {
+        for line in [
+            "method = \"token\"",
+            "drain_timout = \"30s\"",
+            "[[server.services]] # the first",
+            "[servr",
+            "client.lanes = 0",
+            "proxy_protocol = \"v3\"",
+            "accept_proxy_from = []",
+        ] {
+            assert!(source(line).excerpt(&(0..1)).is_some(), "{line}");
+        }
     }
 }

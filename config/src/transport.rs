@@ -121,6 +121,8 @@ impl Proxy {
                 \"tls\" beside it";
             section.problem_at("proxy", &proxy.span(), message);
         }
+        let report = section.report();
+        report.place(section.key("proxy"), &proxy.span());
         if *proxy.get_ref() == "env" {
             if let Some(file) = file {
                 let message = "stands beside proxy = \"env\"; the variable holds the password";
@@ -159,6 +161,7 @@ fn read_password(
             .to_owned());
     }
     let path = section.report().resolve(file.get_ref());
+    section.report().reads(&path);
     let wrong = |why: String| format!("{} {why}", path.display());
     let text = secret::read_file(&path).map_err(wrong)?;
     // An editor, or `echo`, ends the line, which nobody means to be a part of the password.
@@ -202,11 +205,14 @@ impl ProxyAddress {
     /// What is wrong with it, as a message that shows no password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let form = || format!("is no proxy; it must be {PROXY_FORM}");
+        let no_place = || format!("does not end in a host and a port; it must be {PROXY_FORM}");
         let (scheme, rest) = text.split_once("://").ok_or_else(form)?;
         let protocol = match scheme.to_ascii_lowercase().as_str() {
             "http" => ProxyProtocolOut::Http,
             // The proxy resolves the name in any case.
             "socks5" | "socks5h" => ProxyProtocolOut::Socks5,
+            // A password with :// in it makes the scheme what it is not.
+            _ if !is_scheme(scheme) => return Err(form()),
             _ => {
                 return Err(format!(
                     "begins with {scheme:?}; it must be \"http\" or \"socks5\""
@@ -218,7 +224,9 @@ impl ProxyAddress {
             Some((credentials, place)) => (Some(credentials), place),
             None => (None, rest),
         };
-        let Target { host, port, .. } = address::parse_target(place)?;
+        // Where an @ is forgotten, or stands in the password, this may be a part of the password.
+        let target = address::parse_target(place);
+        let Target { host, port, .. } = target.map_err(|_| no_place())?;
         let (user, password) = match credentials {
             None => (String::new(), None),
             Some(credentials) => read_credentials(credentials)?,
@@ -231,6 +239,12 @@ impl ProxyAddress {
             password,
         })
     }
+}
+
+/// Whether `text` may be the scheme of a URL (RFC 3986, section 3.1).
+fn is_scheme(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 fn read_credentials(text: &str) -> Result<(String, Option<Secret>), String> {
@@ -305,6 +319,10 @@ mod tests {
             "http://me:secret%@host:80",
             "http://me:secret\u{7}@host:80",
             "http://:secret@host:80",
+            "http://me:secret",
+            "http://me:secret#host:80",
+            "http://me@secret",
+            "me:secret://@host:80",
         ] {
             let message = ProxyAddress::parse(wrong).expect_err("refused");
             assert!(!message.contains("secret"), "{wrong}: {message}");

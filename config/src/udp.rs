@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use crate::section::Section;
-use crate::units::{DAY, MILLISECOND};
+use crate::units::{self, DAY};
+
+/// The shortest time after which a UDP flow ends: below it a flow would end between a question and
+/// its answer.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 /// Settings for UDP flows, the same for both roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +15,7 @@ pub struct Udp {
     /// A UDP flow without a packet in either direction for this long is ended.
     pub session_timeout: Duration,
     /// A UDP flow whose service has not answered yet is ended after this long without a packet; at
-    /// most `session_timeout`.
+    /// most `session_timeout`, which a zero in the file stands for.
     pub unanswered_timeout: Duration,
     /// Whether packets too large for one QUIC datagram are sent in fragments; otherwise they are
     /// dropped and counted.
@@ -38,13 +42,12 @@ impl Udp {
     pub(crate) fn read(section: Section<'_>) -> Self {
         let defaults = Self::default();
         let session_timeout = section
-            .duration("session_timeout", MILLISECOND * 100..=DAY)
+            .duration("session_timeout", TIMEOUT_MIN..=DAY)
             .map_or(defaults.session_timeout, toml::Spanned::into_inner);
         let udp = Self {
             session_timeout,
-            unanswered_timeout: section
-                .duration("unanswered_timeout", MILLISECOND * 100..=DAY)
-                .map_or(defaults.unanswered_timeout, toml::Spanned::into_inner)
+            unanswered_timeout: read_unanswered_timeout(&section)
+                .unwrap_or(defaults.unanswered_timeout)
                 .min(session_timeout),
             enable_fragmentation: section
                 .boolean("enable_fragmentation")
@@ -53,4 +56,25 @@ impl Udp {
         section.finish();
         udp
     }
+}
+
+/// Reads the timeout of flows without an answer; zero is none of their own.
+fn read_unanswered_timeout(section: &Section<'_>) -> Option<Duration> {
+    let key = "unanswered_timeout";
+    let value = section.duration(key, Duration::ZERO..=DAY)?;
+    let timeout = *value.get_ref();
+    if timeout.is_zero() {
+        return Some(Duration::MAX);
+    }
+    if timeout < TIMEOUT_MIN {
+        let least = units::format_duration(TIMEOUT_MIN);
+        let message = format!(
+            "is too short; it must be {:?}, for session_timeout alone to hold, or at least \
+             {least:?}",
+            "0s"
+        );
+        section.problem_at(key, &value.span(), message);
+        return None;
+    }
+    Some(timeout)
 }

@@ -17,7 +17,11 @@ pub(crate) const SIZE_FORM: &str = r#"a number of bytes or a size with its unit,
 
 /// Reads a duration such as `10s` or `1h 30m`. Units run from nanoseconds to days.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    humantime::parse_duration(text.trim()).ok()
+    match text.trim() {
+        // Nothing is nothing in any unit.
+        "0" => Some(Duration::ZERO),
+        text => humantime::parse_duration(text).ok(),
+    }
 }
 
 /// Writes a duration so that [`parse_duration`] reads the same one back, without the blanks between

@@ -88,8 +88,12 @@ fn serve(path: &Path, cores: Option<usize>) -> Result<(), Failure> {
     let text = Config::text_of(path).map_err(|errors| Failure::Input(errors.to_string()))?;
     let config = parse(&text, path)?;
     let cores = run::core_count(cores);
-    check::tls_contexts(&config)?;
-    let mut running = run::start(&Arc::new(config), cores, events)?;
+    let config = Arc::new(config);
+    let start = || {
+        check::tls_contexts(&config)?;
+        run::start(&config, cores, events)
+    };
+    let mut running = start().map_err(|failure: Failure| failure.located(&config))?;
     running.reload_from(path, text)?;
     running.until_signal(None)
 }

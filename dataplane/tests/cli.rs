@@ -343,6 +343,119 @@ fn check_finds_a_taken_address() {
 }
 
 #[test]
+fn an_address_or_a_name_that_is_of_no_use_is_named_with_its_line_and_its_key() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let taken_udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let udp = taken_udp.local_addr().expect("bound");
+    let named = at(SERVER, free_address(), free_address());
+    let services = named.replacen(
+        "[[server.listeners]]",
+        &format!(
+            "quic_addr = [\n\"{}\",\n\"{udp}\"]\n[[server.services]]\nname = \"a\"\n\
+             traffic_addr = \"{}\"\n[[server.listeners]]",
+            free_address(),
+            free_address()
+        ),
+        1,
+    );
+    let second = services.replacen(&udp.to_string(), &free_address().to_string(), 1)
+        + "[[server.services]]\nname = \"b\"\n";
+    let second = format!("{second}traffic_addr = \"{address}\"\n");
+    let fallback = named.replacen("[server]", "[server]\ntls_fallback = true", 1);
+    let quic_line = fallback.lines().find(|line| line.starts_with("quic_addr"));
+    let fallback = fallback.replacen(
+        quic_line.expect("a door"),
+        &format!("quic_addr = \"{address}\""),
+        1,
+    );
+    for (config, place) in [
+        (
+            at(SERVER, free_address(), address),
+            ":6:16: server.listeners[0].traffic_addr: cannot bind TCP",
+        ),
+        (
+            at(SERVER, udp, free_address()),
+            ":5:13: server.listeners[0].quic_addr: cannot bind UDP",
+        ),
+        (services, ":6:1: server.quic_addr: cannot bind UDP"),
+        (
+            second,
+            ":22:16: server.services[1].traffic_addr: cannot bind TCP",
+        ),
+        (
+            at(SERVER, free_address(), free_address())
+                + &format!("[admin]\nlisten = \"{address}\"\n"),
+            ":15:10: admin.listen: cannot bind TCP",
+        ),
+        (
+            at(SERVER, free_address(), free_address()).replacen(
+                "[server]",
+                "[server]\naccess_log = \"/proc/no-such/log\"",
+                1,
+            ),
+            ":3:14: server.access_log: /proc/no-such/log cannot be opened",
+        ),
+    ] {
+        let site = Site::new(&config);
+        let place = format!("{}{place}", site.config().display());
+        assert_refused(&site.run(&["--check"]), &[&place]);
+        assert_refused(&site.run(&[]), &[&place]);
+    }
+    // The port for TLS is bound at a start only.
+    let site = Site::new(&fallback);
+    let place = format!(
+        "{}:6:13: server.listeners[0].quic_addr: cannot bind TCP",
+        site.config().display()
+    );
+    assert_refused(&site.run(&[]), &[&place]);
+    // Only a check wants names resolved, and a proxy is looked for at a start as well.
+    let unknown = "nowhere.example.invalid";
+    let service =
+        format!("{CLIENT}[[client.services]]\nname = \"w\"\nhost = \"{unknown}\"\nport = 1\n");
+    for (config, place) in [
+        (
+            CLIENT.replacen("127.0.0.1:8443", &format!("{unknown}:8443"), 1),
+            ":4:11: client.servers[0].address: nowhere",
+        ),
+        (
+            CLIENT.replacen("\"127.0.0.1\"", &format!("{unknown:?}"), 1),
+            ":7:8: client.local.host: local service",
+        ),
+        (service, ":15:8: client.services[0].host: local service"),
+        (
+            CLIENT.replacen("[client]", "[client]\nstate_dir = \"ca.crt\"", 1),
+            ":3:13: client.state_dir: ",
+        ),
+    ] {
+        let site = Site::new(&config);
+        let place = format!("{}{place}", site.config().display());
+        assert_refused(&site.run(&["--check"]), &[&place]);
+    }
+    let proxy = CLIENT.replacen("server_name", "proxy = \"env\"\nserver_name", 1);
+    let site = Site::new(&proxy);
+    let config = site.config();
+    let output = Command::new("timeout")
+        .args([
+            "--signal=KILL",
+            "60",
+            env!("CARGO_BIN_EXE_qmux-dp"),
+            "--check",
+            "--config",
+        ])
+        .arg(&config)
+        .env("https_proxy", "ftp://me:hunter2@proxy.example:3128")
+        .output()
+        .expect("timeout(1) is part of coreutils");
+    let place = format!(
+        "{}:5:9: client.servers[0].proxy: the variable",
+        config.display()
+    );
+    let said = assert_refused(&output, &[&place]);
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
 fn cores_out_of_range_are_refused_with_the_range() {
     let site = Site::server();
     for cores in ["0", "999", "1.5", "many", ""] {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use qmux_config::{AdminListen, Config};
+use qmux_config::{Admin, AdminListen};
 
 use crate::failure::Failure;
 
@@ -88,17 +88,18 @@ impl Endpoint {
     /// The endpoint of the program with this config.
     ///
     /// # Errors
-    /// If the config cannot be used, or has no endpoint.
+    /// If the config cannot be read, or has no endpoint. Whatever else is wrong with it does not
+    /// matter: the program may run with what it was before.
     pub(crate) fn of_config(path: &Path) -> Result<Endpoint, Failure> {
-        let config = Config::load(path).map_err(|errors| Failure::Input(errors.to_string()))?;
-        let Some(admin) = config.admin else {
+        let listen = Admin::listen_of(path);
+        let Some(listen) = listen.map_err(|errors| Failure::Input(errors.to_string()))? else {
             return Err(Failure::Input(format!(
                 "{}: admin.listen is missing; it must be an address, as in \"127.0.0.1:9600\", for \
                  the program to be asked there",
                 path.display()
             )));
         };
-        Ok(Endpoint::of(admin.listen))
+        Ok(Endpoint::of(listen))
     }
 
     /// Reads `path`.

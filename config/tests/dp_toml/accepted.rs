@@ -331,6 +331,28 @@ fn a_udp_flow_that_was_never_answered_ends_no_later_than_one_that_was() {
 }
 
 #[test]
+fn zero_turns_off_what_can_be_turned_off_with_a_unit_or_without() {
+    for zero in ["0", "\"0\"", "\"0s\""] {
+        let text = edited(
+            SERVER,
+            "protocol = \"both\"\n",
+            &format!("protocol = \"both\"\nstall_timeout = {zero}\nidle_timeout = {zero}\n"),
+        );
+        let text = format!(
+            "{text}[udp]\nsession_timeout = \"7s\"\nunanswered_timeout = {zero}\n\
+             [limits]\nstall_timeout = {zero}\n"
+        );
+        let config = accept(&text);
+        let service = &config.server.expect("a server").doors[0].services[0];
+        assert_eq!(service.stall_timeout, Duration::ZERO);
+        assert_eq!(service.bounds.idle_timeout, Duration::ZERO);
+        assert_eq!(config.limits.stall_timeout, Duration::ZERO);
+        // The timeout of flows with an answer holds for all of them then.
+        assert_eq!(config.udp.unanswered_timeout, Duration::from_secs(7));
+    }
+}
+
+#[test]
 fn the_memory_of_flows_is_a_size_or_left_to_the_program() {
     let memory = |value: &str| {
         accept(&format!("{CLIENT}[limits]\nmemory = {value}\n"))
@@ -340,4 +362,7 @@ fn the_memory_of_flows_is_a_size_or_left_to_the_program() {
     assert_eq!(memory("\"auto\""), MemoryLimit::Auto);
     assert_eq!(memory("\"1GiB\""), MemoryLimit::Bytes(1 << 30));
     assert_eq!(memory("16777216"), MemoryLimit::Bytes(16 << 20));
+    for zero in ["0", "\"0\"", "\"0B\""] {
+        assert_eq!(memory(zero), MemoryLimit::None, "{zero}");
+    }
 }

@@ -153,6 +153,8 @@ fn with_environment(text: &str) -> Result<Config, Errors> {
         match name {
             "TOKEN" => Some("a token from the environment".into()),
             "PORT" => Some("3001".into()),
+            "LANES" => Some("4".into()),
+            "YES" => Some("true".into()),
             "TRICK" => Some("${TOKEN}\"\nquoted".into()),
             _ => None,
         }
@@ -180,6 +182,29 @@ fn a_string_may_come_from_the_environment() {
         .expect("a client");
     assert_eq!(client.services[0].check_port(), Some(3001));
     assert_eq!(client.client_id.as_deref(), Some("${PORT} 3001"));
+}
+
+#[test]
+fn numbers_and_booleans_may_come_from_the_environment_everywhere() {
+    let text = edited(CLIENT, "lanes = \"auto\"", "lanes = \"${LANES}\"")
+        + "[quic]\nallow_0rtt = \"${YES}\"\n";
+    let config = with_environment(&text).expect("accepted");
+    let lanes = config.client.expect("a client").lanes;
+    assert_eq!(lanes.to_string(), "4");
+    assert!(config.quic.allow_0rtt);
+    for (wrong, place) in [
+        ("lanes = \"4\"", "client.lanes: "),
+        ("lanes = \"${YES}\"", "client.lanes: "),
+    ] {
+        let text = edited(CLIENT, "lanes = \"auto\"", wrong);
+        let errors = with_environment(&text).expect_err("refused").to_string();
+        assert!(errors.contains(place), "{errors}");
+    }
+    for wrong in ["\"true\"", "\"${PORT}\""] {
+        let text = format!("{CLIENT}[quic]\nallow_0rtt = {wrong}\n");
+        let errors = with_environment(&text).expect_err("refused").to_string();
+        assert!(errors.contains("it must be true or false"), "{errors}");
+    }
 }
 
 #[test]

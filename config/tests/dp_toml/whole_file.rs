@@ -100,6 +100,42 @@ fn the_report_quotes_the_line_and_points_at_the_place() {
     )));
 }
 
+#[test]
+fn no_part_of_a_secret_is_in_a_report_whatever_is_wrong_around_it() {
+    let proxy = |line: &str| {
+        edited(
+            CLIENT,
+            "server_name = \"server.example.com\"\n",
+            &format!("server_name = \"server.example.com\"\n{line}\n"),
+        )
+    };
+    let key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGhunter2\nhunter2hunter2Pz8=\n\
+               -----END PRIVATE KEY-----";
+    for text in [
+        proxy("proxy = \"https://me:hunter2@proxy.example:3128\""),
+        proxy("proxy = \"http://me:hunter2@proxy.example\""),
+        proxy("proxy = \"http://me:hunter2\""),
+        proxy("transport = \"quic\"\nproxy = \"http://me:hunter2@proxy.example:3128\""),
+        proxy("prxy = \"http://me:hunter2@proxy.example:3128\""),
+        proxy("server_nam = \"me:hunter2@proxy.example:3128\""),
+        proxy("pw = \"hunter2\""),
+        edited(
+            CLIENT,
+            "\"server.example.com:8443\"",
+            "\"http://me:hunter2@proxy.example:3128\"",
+        ),
+        // Quotes that do not take a line's end, and a value that is not closed.
+        format!("{CLIENT}client_key = '{key}'\n"),
+        format!("{CLIENT}client_key = \"{key}\"\n"),
+        format!("{CLIENT}client_key = {key}\n"),
+        format!("{CLIENT}client_key = \"\"\"{key}\n"),
+        format!("{CLIENT}[client.auth]\ntoken = \"\nhunter2TJpDQ4xKhunter2=\n\"\n"),
+    ] {
+        let report = refuse(&text).to_string();
+        assert!(!report.contains("hunter2"), "{report}");
+    }
+}
+
 /// Texts that are nearly right: a valid one with one stretch replaced by something else.
 fn spoiled() -> impl Strategy<Value = String> {
     (

@@ -151,6 +151,7 @@ pub(crate) fn set_limit(limit: MemoryLimit) {
 pub(crate) fn change_limit(limit: MemoryLimit) {
     let bytes = match limit {
         MemoryLimit::Bytes(bytes) => bytes,
+        MemoryLimit::None => u64::MAX,
         MemoryLimit::Auto => memory::allowed_bytes().unwrap_or(2 * FALLBACK_BYTES) / 2,
     };
     LIMIT_BYTES.store(

@@ -107,7 +107,7 @@ pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     if orders().setting == *setting {
         return Ok(Prepared(None));
     }
-    let next = open(setting).map_err(Failure::Input)?;
+    let next = open(setting)?;
     let mut orders = orders();
     if !orders.has_writer {
         start_writer()?;
@@ -147,7 +147,7 @@ pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
         return Ok(());
     };
     if path.exists() {
-        return open(setting).map(drop).map_err(Failure::Input);
+        return open(setting).map(drop);
     }
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -161,21 +161,20 @@ pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
         Err(error) => io::Error::from(error).to_string(),
         Ok(()) => "it is not a directory".into(),
     };
-    Err(Failure::Input(unusable(
-        path,
-        &format!("{}: {why}", directory.display()),
-    )))
+    let why = format!("{}: {why}", directory.display());
+    Err(unusable(path, &why))
 }
 
-fn unusable(path: &Path, why: &str) -> String {
-    format!(
-        "server.access_log: {} cannot be opened to append to it ({why}); it must be \"off\", \
-         \"stderr\" or a file in a directory that this user may write to",
+fn unusable(path: &Path, why: &str) -> Failure {
+    let why = format!(
+        "{} cannot be opened to append to it ({why}); it must be \"off\", \"stderr\" or a file in \
+         a directory that this user may write to",
         path.display()
-    )
+    );
+    Failure::of_key("server.access_log", why)
 }
 
-fn open(setting: &Setting) -> Result<Target, String> {
+fn open(setting: &Setting) -> Result<Target, Failure> {
     let path = match setting {
         Setting::Off => return Ok(Target::Nothing),
         Setting::Stderr => return Ok(Target::StandardError),
@@ -297,7 +296,7 @@ mod tests {
 
     fn refused(path: &Path) -> String {
         match open(&Setting::File(path.into())) {
-            Err(why) => why,
+            Err(why) => why.to_string(),
             Ok(_) => panic!("{} is opened", path.display()),
         }
     }

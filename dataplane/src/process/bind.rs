@@ -147,7 +147,7 @@ fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> R
             let free = shared || is_for_tls(server, *address)?;
             for sockets in &mut *per_core {
                 let socket = free.then(|| tcp_reuseport(*address)).transpose();
-                let socket = socket.map_err(|error| cannot(*address, "TCP", &error))?;
+                let socket = socket.map_err(|error| cannot(*address, true, &error))?;
                 sockets[number].tls.push(socket);
             }
         }
@@ -170,12 +170,12 @@ fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
         }
     };
     if server.tls_fallback == TlsFallback::On {
-        let Failure::Input(text) = cannot(address, "TCP", &error) else {
-            return Ok(false);
-        };
-        return Err(Failure::Input(format!(
-            "{text}; without TLS there, write tls_fallback = false in [server]"
-        )));
+        let why = format!(
+            "{}; without TLS there, write tls_fallback = false in [server]",
+            cannot(address, true, &error)
+        );
+        let tcp = true;
+        return Err(Failure::Address { address, tcp, why });
     }
     tracing::warn!(
         %address,
@@ -187,22 +187,21 @@ fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
 }
 
 fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {
-    let protocol = if tcp { "TCP" } else { "UDP" };
-    probe_free(address, tcp).map_err(|error| cannot(address, protocol, &error))
+    probe_free(address, tcp).map_err(|error| cannot(address, tcp, &error))
 }
 
 /// The reason why visitors cannot be taken at an address that is not free.
 fn for_visitors(plan: &Plan, address: SocketAddr, tcp: bool, error: &std::io::Error) -> Failure {
     let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
     if !(tcp && is_taken && plan.is_of_a_door_that_stays(address)) {
-        let protocol = if tcp { "TCP" } else { "UDP" };
-        return cannot(address, protocol, error);
+        return cannot(address, tcp, error);
     }
-    Failure::Input(format!(
+    let why = format!(
         "cannot bind TCP {address}: {error}; the door at that port takes clients over TLS there \
          (tls_fallback), which only a restart changes: restart, and visitors get it, or use another \
          port"
-    ))
+    );
+    Failure::Address { address, tcp, why }
 }
 
 /// Checks the addresses of `door`.
@@ -267,7 +266,7 @@ fn quic(
     warned: &mut bool,
 ) -> Result<Vec<UdpSocket>, Failure> {
     let sockets = addresses.iter().map(|address| {
-        let failed = |error| cannot(*address, "UDP", &error);
+        let failed = |error| cannot(*address, false, &error);
         let socket = match source.take(SocketUse::Quic, *address, core)? {
             Some(inherited) => inherited.into(),
             None => udp_reuseport(*address).map_err(failed)?,
@@ -292,12 +291,12 @@ fn entrances(
         let address = entrance.traffic_addr;
         let mut tcp = || match source.take(SocketUse::Tcp, address, core)? {
             Some(inherited) => Ok(inherited.into()),
-            None => tcp_reuseport(address).map_err(|error| cannot(address, "TCP", &error)),
+            None => tcp_reuseport(address).map_err(|error| cannot(address, true, &error)),
         };
         let tcp = entrance.tcp.then(&mut tcp).transpose()?;
         let mut udp = || match source.take(SocketUse::Udp, address, core)? {
             Some(inherited) => Ok(inherited.into()),
-            None => udp_reuseport(address).map_err(|error| cannot(address, "UDP", &error)),
+            None => udp_reuseport(address).map_err(|error| cannot(address, false, &error)),
         };
         let udp = entrance.udp.then(&mut udp).transpose()?;
         if let Some(udp) = &udp {
@@ -309,14 +308,16 @@ fn entrances(
 }
 
 /// The reason why an address cannot be bound, with what to do.
-pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -> Failure {
+pub(super) fn cannot(address: SocketAddr, tcp: bool, error: &std::io::Error) -> Failure {
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => "; another program (or another qmux-dp) uses it",
         std::io::ErrorKind::AddrNotAvailable => "; it is no address of this machine",
         std::io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
         _ => "",
     };
-    Failure::Input(format!("cannot bind {protocol} {addr}: {error}{hint}"))
+    let protocol = if tcp { "TCP" } else { "UDP" };
+    let why = format!("cannot bind {protocol} {address}: {error}{hint}");
+    Failure::Address { address, tcp, why }
 }
 
 /// Warns of small buffers. Returns true if a warning was logged.

@@ -1,9 +1,10 @@
 //! `--check`: everything that can be validated without serving anybody.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use qmux_config::{
-    AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
+    AccessLog, AdminListen, Client, Config, Proof, Server, ServerAuth, Service, ServicePattern,
 };
 
 use crate::client::{ClientShared, proxy};
@@ -12,6 +13,10 @@ use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
+
+/// What would be right in place of a name that nobody knows.
+const RESOLVABLE: &str = "it must be an IP address, or a name that this host can resolve (getent \
+    hosts NAME)";
 
 /// Builds what a start would build, without running it.
 ///
@@ -24,9 +29,10 @@ pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
         settings::transport(&config.quic, tls).map_err(|error| input(&error))?;
     }
     if let Some(client) = &config.client {
-        for server in &client.servers {
+        for (index, server) in client.servers.iter().enumerate() {
             let proxy = proxy::of(&server.proxy, &server.host, server.port);
-            proxy.map_err(|error| input(&error))?;
+            let key = format!("client.servers[{index}].proxy");
+            proxy.map_err(|error| Failure::of_key(key, error))?;
         }
         let tls = tls::client(client).map_err(|error| input(&error))?;
         settings::transport(&config.quic, tls).map_err(|error| input(&error))?;
@@ -118,13 +124,26 @@ fn show_service(service: &Service) -> String {
     )
 }
 
+/// The key of the host of a service.
+fn key_of_host(client: &Client, name: &str) -> String {
+    let mut named = client.services.iter().filter(|it| !it.name.is_empty());
+    match named.position(|service| service.name == name) {
+        Some(index) => format!("client.services[{index}].host"),
+        None => "client.local.host".into(),
+    }
+}
+
 /// Validates the configuration and prints what would run.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
-    tls_contexts(&config)?;
-    let config = std::sync::Arc::new(config);
+    let config = Arc::new(config);
+    check(&config, cores).map_err(|failure| failure.located(&config))
+}
+
+fn check(config: &Arc<Config>, cores: usize) -> Result<(), Failure> {
+    tls_contexts(config)?;
     let mut out = std::io::stdout().lock();
     let mut say = |line: String| {
         // A closed standard output is no reason to call a good configuration bad.
@@ -134,7 +153,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         check_server(server, cores, &mut say)?;
     }
     if let Some(client) = &config.client {
-        let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
+        let shared = ClientShared::new(config, client, &Arc::new(Readiness::new(1)));
         say(format!(
             "client: {cores} cores, lanes {}, services:",
             client.lanes
@@ -143,20 +162,20 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             say(format!("  {}", service.summary()));
         }
         if let Some(dir) = &client.state_dir {
-            let danger = sessions::probe_dir(dir).map_err(Failure::Input)?;
+            let danger = sessions::probe_dir(dir);
+            let danger = danger.map_err(|why| Failure::of_key("client.state_dir", why))?;
             say(format!("  session tickets in {}", dir.display()));
             if let Some(danger) = danger {
                 say(format!("    warning: {danger}"));
             }
         }
-        for server in shared.targets().iter() {
+        for (index, server) in shared.targets().iter().enumerate() {
             server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() && !server.asks_its_proxy() {
-                return Err(Failure::Input(format!(
-                    "server address {} cannot be resolved",
-                    server.name
-                )));
+                let why = format!("{} cannot be resolved; {RESOLVABLE}", server.name);
+                let key = format!("client.servers[{index}].address");
+                return Err(Failure::of_key(key, why));
             }
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             let found = if addresses.is_empty() {
@@ -171,9 +190,11 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         }
         for service in shared.settings().services.all() {
             if !service.host.refresh() {
-                return Err(Failure::Input(format!(
-                    "local service {service} cannot be resolved"
-                )));
+                let why = format!("local service {service} cannot be resolved; {RESOLVABLE}");
+                return Err(Failure::of_key(
+                    key_of_host(client, &service.local.name),
+                    why,
+                ));
             }
         }
     }

@@ -338,7 +338,7 @@ pub(crate) fn probe_dir(dir: &Path) -> Result<Option<&'static str>, String> {
 }
 
 fn unusable(dir: &Path, error: &std::io::Error) -> String {
-    format!("state_dir {} is not usable: {error}", dir.display())
+    format!("{} is not usable: {error}", dir.display())
 }
 
 fn lock(tickets: &Mutex<Tickets>) -> MutexGuard<'_, Tickets> {

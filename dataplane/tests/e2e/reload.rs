@@ -345,7 +345,7 @@ fn a_configuration_that_cannot_be_used_changes_nothing_and_says_why() {
         (good.replace("server.crt", "missing.crt"), "missing.crt"),
         (
             format!("{good}{new}{}", service_table("c", occupied, "tcp")),
-            "cannot bind TCP",
+            "server.services[2].traffic_addr: cannot bind TCP",
         ),
         (
             format!("{good}{new}{}", service_table("a", b, "tcp")),
@@ -366,6 +366,27 @@ fn a_configuration_that_cannot_be_used_changes_nothing_and_says_why() {
     file.write(&(good + &new));
     door.program.signal(Signal::HUP);
     visitor::wait_until_served(b);
+}
+
+#[test]
+fn a_refused_configuration_shows_no_secret_to_whoever_may_ask() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, file) = door(&site, &["a"], "");
+    let client = "[client.local]\nhost = \"127.0.0.1\"\nport = 1\n[[client.servers]]\n\
+                  address = \"a.test:1\"\nproxy = \"https://me:hunter2@proxy.example:3128\"\n";
+    file.append(client);
+    let answer = file.reload();
+    assert_eq!(answer.status, 422, "{}", answer.body);
+    assert!(answer.body.contains("client.servers[0].proxy: "));
+    assert!(!answer.body.contains("hunter2"), "{}", answer.body);
+    let is_told = |line: &str| line.contains("the configuration cannot be used");
+    let line = door.program.wait_for_line("why", is_told);
+    assert!(!line.contains("hunter2"), "{line}");
+    let status = http::get(door.admin, "/status").body;
+    assert!(!status.contains("hunter2"), "{status}");
 }
 
 #[test]

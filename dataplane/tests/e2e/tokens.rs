@@ -90,6 +90,8 @@ fn a_client_with_another_token_is_refused_without_a_hint() {
         "tokens_refused",
     );
     assert!(line.contains("the client is not authenticated"), "{line}");
+    let says = "if this client has an entry in [[server.clients]] there, as token of that entry";
+    assert!(line.contains(says), "{line}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
         AdminListen::Tcp(address) => probe_free(*address, true)
             .and_then(|()| tcp_alone(*address))
             .map(AdminSocket::Tcp)
-            .map_err(|error| named(cannot(*address, "TCP", &error))),
+            .map_err(|error| named(&cannot(*address, true, &error))),
         AdminListen::Unix(path) => {
             check_place(path, KEY)?;
             let bound = bind_unix(path, Type::STREAM).map_err(|error| cannot_unix(path, &error))?;
@@ -60,7 +60,7 @@ pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
 pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
     match &admin.listen {
         AdminListen::Tcp(address) => {
-            probe_free(*address, true).map_err(|error| named(cannot(*address, "TCP", &error)))
+            probe_free(*address, true).map_err(|error| named(&cannot(*address, true, &error)))
         }
         AdminListen::Unix(path) => {
             check_place(path, KEY)?;
@@ -72,11 +72,8 @@ pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
     }
 }
 
-fn named(failure: Failure) -> Failure {
-    match failure {
-        Failure::Input(text) => Failure::Input(format!("admin.listen: {text}")),
-        other => other,
-    }
+fn named(failure: &Failure) -> Failure {
+    Failure::of_key(KEY, failure)
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -93,9 +90,7 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
         _ => "",
     };
     let path = path.display();
-    Failure::Input(format!(
-        "admin.listen: cannot bind unix:{path}: {error}{hint}"
-    ))
+    Failure::of_key(KEY, format!("cannot bind unix:{path}: {error}{hint}"))
 }
 
 /// Checks whether a socket may be put at `path`: there is nothing, or a socket that nobody listens
@@ -107,9 +102,9 @@ pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Fail
     check_kind(path, key)?;
     if is_live(path) {
         let shown = path.display();
-        return Err(Failure::Input(format!(
-            "{key}: cannot bind unix:{shown}: another program (or another qmux-dp) listens there"
-        )));
+        let why = "another program (or another qmux-dp) listens there";
+        let why = format!("cannot bind unix:{shown}: {why}");
+        return Err(Failure::of_key(key, why));
     }
     Ok(())
 }
@@ -126,9 +121,8 @@ pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failu
         return Ok(());
     }
     let shown = path.display();
-    Err(Failure::Input(format!(
-        "{key}: {shown} is there and is no socket; it must be a path that is free"
-    )))
+    let why = format!("{shown} is there and is no socket; it must be a path that is free");
+    Err(Failure::of_key(key, why))
 }
 
 /// Whether somebody listens. This does not wait: a full queue also shows that somebody does.

@@ -30,7 +30,7 @@ use crate::server::mail::ServerMail;
 use crate::server::succession::{Lent, PASSED_ON_HEAD_BYTES, PassedOn, SocketUse};
 use crate::sys::pass::{self, Peer};
 
-const KEY: &str = "server.handover";
+pub(super) const KEY: &str = "server.handover";
 
 /// How long a successor may take between two messages. It reads its configuration before it
 /// connects, and in between binds what is new and starts its cores.
@@ -87,10 +87,11 @@ impl Waiting {
 }
 
 fn cannot_bind(path: &Path, error: &io::Error) -> Failure {
-    Failure::Input(format!(
-        "{KEY}: cannot bind unix:{}: {error}; its directory must be there, and writable for this user",
+    let why = format!(
+        "cannot bind unix:{}: {error}; its directory must be there, and writable for this user",
         path.display()
-    ))
+    );
+    Failure::of_key(KEY, why)
 }
 
 impl Giver {

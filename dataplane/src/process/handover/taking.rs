@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::messages::{
     self, Answer, Hello, Left, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
 };
-use super::peer;
+use super::{giving::KEY, peer};
 use crate::process::exit::Failure;
 use crate::server::succession::{Predecessor, SocketUse};
 use crate::sys::pass;
@@ -38,11 +38,12 @@ impl Inherited {
     /// If there is one that does not give them.
     pub(crate) fn ask(path: &Path, cores: usize) -> Result<Option<Inherited>, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
-            Failure::Input(format!(
-                "server.handover: the process that listens at {} does not hand over: {why}; stop it \
-                 first, or correct what it says",
+            let why = format!(
+                "the process that listens at {} does not hand over: {why}; stop it first, or \
+                 correct what it says",
                 path.display()
-            ))
+            );
+            Failure::of_key(KEY, why)
         };
         let connection = match connect(path) {
             Ok(connection) => connection,
@@ -172,12 +173,13 @@ impl Inherited {
 }
 
 fn not_ours(path: &Path, stranger: &peer::Stranger) -> Failure {
-    Failure::Input(format!(
-        "server.handover: {} listens at {}, and not this user or root, who alone may hand over; end \
-         it, and choose a path in a directory that only this user can write to",
+    let why = format!(
+        "{} listens at {}, and not this user or root, who alone may hand over; end it, and choose a \
+         path in a directory that only this user can write to",
         stranger,
         path.display()
-    ))
+    );
+    Failure::of_key(KEY, why)
 }
 
 fn connect(path: &Path) -> io::Result<Socket> {

@@ -1,6 +1,6 @@
 //! Whether the files that a configuration names have changed: certificates, keys, tokens, lists.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,9 @@ pub(crate) struct Watched {
     doubtful: bool,
     /// Looks in a row that found the files changing.
     restless: u32,
+    /// Files that have changed and were read, but not used so far, because something is wrong with
+    /// them or with another part of the configuration.
+    unused: BTreeSet<PathBuf>,
 }
 
 /// The result of a look.
@@ -85,14 +88,22 @@ impl Watched {
             self.files.push(file);
         }
         self.unusable = false;
+        self.unused.clear();
+    }
+
+    /// Those of `files` that have changed since what was in them was used last, and that have been
+    /// read since.
+    pub(super) fn unused(&self, files: &[PathBuf]) -> impl Iterator<Item = &Path> {
+        let unused = self.unused.iter().map(PathBuf::as_path);
+        unused.filter(|unused| files.iter().any(|file| file == unused))
     }
 
     /// Notes that the files are about to be read: a change after this is found at the next look.
     pub(super) fn read_now(&mut self) {
         for file in &mut self.files {
             file.seen = stamp(&file.path);
-            file.used = file.seen;
         }
+        let _noted = self.changed();
         self.doubtful = false;
     }
 
@@ -137,7 +148,9 @@ impl Watched {
             it.used = it.seen;
             it.path.clone()
         });
-        changed.collect()
+        let changed: Vec<_> = changed.collect();
+        self.unused.extend(changed.iter().cloned());
+        changed
     }
 
     /// Notes that the files cannot be used as they are. Returns true if that is news.

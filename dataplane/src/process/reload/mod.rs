@@ -12,7 +12,7 @@ mod files;
 mod listening;
 mod texts;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use qmux_config::{Client, Config, Server};
 
+use super::exit::Failure;
 use super::mail::CoreMail;
 use super::status::Status;
 use super::{access_log, bind, check};
@@ -291,7 +292,7 @@ impl Reloader {
         let mut wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
         let mut warnings = std::mem::take(&mut wanted.warnings);
         let config = Arc::new(self.with_what_stays(wanted));
-        let ready = self.prepare(config, as_they_are, &mut warnings);
+        let ready = self.prepare(&config, as_they_are, &mut warnings);
         for warning in self.news(warnings, cause) {
             tracing::warn!("{warning}");
         }
@@ -301,6 +302,11 @@ impl Reloader {
             problems: Vec::new(),
             changed: !self.is_as_before(&ready),
         };
+        if taken.changed {
+            let files = self.watched.unused(&ready.config.files);
+            let line = |file: &Path| format!("{}: has changed, and is in use", file.display());
+            taken.lines.extend(files.map(line));
+        }
         let files = ready.config.files.clone();
         if taken.changed {
             self.problems = self.apply(ready)?;
@@ -418,21 +424,23 @@ impl Reloader {
     /// nothing is read for the roles that stay `as_they_are`.
     fn prepare(
         &self,
-        config: Arc<Config>,
+        config: &Arc<Config>,
         as_they_are: Roles,
         warnings: &mut Vec<String>,
     ) -> Result<Ready, Refused> {
         let unusable = |error: &dyn std::fmt::Display| Refused::Unusable(error.to_string());
-        let mut judged = Config::clone(&config);
+        let located = |failure: Failure| unusable(&failure.located(config));
+        let mut judged = Config::clone(config);
         judged.server.take_if(|_| as_they_are.server);
         judged.client.take_if(|_| as_they_are.client);
-        check::tls_contexts(&judged).map_err(|error| unusable(&error))?;
+        check::tls_contexts(&judged).map_err(located)?;
         let server = match (&self.server, &judged.server) {
             (Some(shared), Some(server)) => {
                 let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
-                warnings.extend(judged.map_err(|error| unusable(&error))?);
-                let plan = shared.plan(&config, server).map_err(|why| unusable(&why))?;
-                self.refuse_door_that_drains(shared, &plan)?;
+                warnings.extend(judged.map_err(located)?);
+                let plan = shared.plan(config, server).map_err(|why| unusable(&why))?;
+                self.refuse_door_that_drains(shared, &plan)
+                    .map_err(located)?;
                 let (tcp_given_up, udp_given_up) = (plan.given_up(true), plan.given_up(false));
                 let draining = shared.draining();
                 let is_ours = |address, tcp| match tcp {
@@ -440,13 +448,13 @@ impl Reloader {
                     false => udp_given_up.overlap(address) || draining.overlap(address),
                 };
                 let sockets = bind::all(&plan, self.cores, None, is_ours);
-                Some((plan, sockets.map_err(|error| unusable(&error))?))
+                Some((plan, sockets.map_err(located)?))
             }
             _ => None,
         };
         let client = match (&self.client, &judged.client) {
             (Some(shared), Some(client)) => {
-                let prepared = shared.prepare(&config, client, &self.post());
+                let prepared = shared.prepare(config, client, &self.post());
                 Some(prepared.map_err(|why| unusable(&why))?)
             }
             _ => None,
@@ -454,8 +462,8 @@ impl Reloader {
         let setting = config.server.as_ref().map(|server| &server.access_log);
         let access_log = setting.map(access_log::prepare).transpose();
         Ok(Ready {
-            access_log: access_log.map_err(|error| unusable(&error))?,
-            config,
+            access_log: access_log.map_err(located)?,
+            config: Arc::clone(config),
             server,
             client,
         })
@@ -466,15 +474,17 @@ impl Reloader {
     }
 
     /// Refuses a door at an address that a removed door still has, until its lanes end.
-    fn refuse_door_that_drains(&self, shared: &ServerShared, plan: &Plan) -> Result<(), Refused> {
+    fn refuse_door_that_drains(&self, shared: &ServerShared, plan: &Plan) -> Result<(), Failure> {
         let new = plan.doors.iter().filter(|door| door.is_new);
         for address in new.flat_map(DoorPlan::quic_addrs) {
             if let Some(left) = shared.door_drains_at(*address, Instant::now()) {
-                return Err(Refused::Unusable(format!(
+                let (address, tcp) = (*address, false);
+                let why = format!(
                     "{address} still belongs to a door that was removed, whose flows may go on: \
                      try again in {} s, or use another address",
                     left.as_secs() + 1
-                )));
+                );
+                return Err(Failure::Address { address, tcp, why });
             }
         }
         Ok(())

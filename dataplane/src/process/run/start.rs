@@ -226,7 +226,8 @@ impl Roles {
             for service in client.settings().services.all() {
                 tracing::info!(service = service.summary(), "offered to servers");
             }
-            client.keep_sessions().map_err(Failure::Input)?;
+            let of_state_dir = |why| Failure::of_key("client.state_dir", why);
+            client.keep_sessions().map_err(of_state_dir)?;
             client.keep_certificates().map_err(Failure::Input)?;
         }
         Ok(Roles {

@@ -4,12 +4,14 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use crate::support::certs::{Identity, strangers};
+use crate::support::ports;
+use crate::support::program::Launch;
 use crate::support::service::TcpService;
 use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_client};
 use crate::support::visitor;
 
-use super::wait_until_refused;
+use super::{ConfigFile, wait_until_refused};
 
 /// A server whose pair is in `pair.crt` and `pair.key`, at first ours.
 fn server(site: &Site) -> Server {
@@ -83,6 +85,50 @@ fn a_pair_that_is_swapped_by_a_link_is_shown_to_new_clients() {
     std::fs::rename(site.path().join("data-new"), site.path().join("data")).expect("swapped");
     is_used(&server);
     serves_with_the_other_ca(&site, &server, &service);
+}
+
+#[test]
+fn an_order_names_the_files_that_have_changed_and_are_in_use() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    Identity::server().write(site.path(), "pair");
+    site.write("deny.txt", "192.0.2.0/24\n");
+    let (quic, traffic, admin) = (
+        ports::free_address(),
+        ports::free_address(),
+        ports::free_address(),
+    );
+    site.write("token", "correct horse battery\n");
+    let text = format!(
+        "[[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
+         protocol = \"tcp\"\ndeny_file = \"deny.txt\"\n\
+         [server.auth]\nmethod = \"token\"\ntoken_file = \"token\"\n\
+         [server.tls]\nserver_cert_file = \"pair.crt\"\nserver_key_file = \"pair.key\"\n\
+         [admin]\nlisten = \"{admin}\"\n"
+    );
+    let config = site.write("files.toml", &text);
+    let program = Launch::new("server", subject::server())
+        .args(["--config", &config, "--cores", "1"])
+        .start();
+    program.wait_until_ready().expect("ready");
+    let file = ConfigFile::of(&site, "files.toml", admin);
+    assert!(file.taken_up().contains("no key has changed"));
+    other_pair().write(site.path(), "pair");
+    site.write("token", "another horse battery\n");
+    site.write("deny.txt", "half a net");
+    let refused = file.reload();
+    assert_eq!(refused.status, 422, "{}", refused.body);
+    site.write("deny.txt", "198.51.100.0/24\n");
+    let said = file.taken_up();
+    for name in ["pair.crt", "pair.key", "token", "deny.txt"] {
+        let path = site.path().join(name);
+        let line = format!("{}: has changed, and is in use\n", path.display());
+        assert!(said.contains(&line), "{line}: {said}");
+    }
+    assert!(!said.contains("horse"), "{said}");
+    assert!(file.taken_up().contains("no key has changed"));
 }
 
 #[test]
