@@ -44,6 +44,7 @@ mod local_service;
 mod networks;
 mod pem;
 mod ports;
+pub mod proxy;
 mod proxy_protocol;
 mod quic;
 mod report;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qmux_config::Transport;
+use qmux_config::proxy::Place;
 
 use super::ClientCore;
-use super::proxy::{self, Place};
+use super::proxy;
 use super::servers::server::ServerState;
 use super::servers::stand_in;
 use super::shared::{ProxyTarget, Target};

@@ -6,7 +6,7 @@ pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
 mod presence;
-pub(crate) mod proxy;
+mod proxy;
 mod servers;
 pub(crate) mod services;
 pub(crate) mod shared;

@@ -13,7 +13,6 @@ use qmux_config::{Client, Config, ProxyAddress, ServerTarget, Transport};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
-use super::proxy;
 use super::servers::roster::{self, Roster};
 use super::servers::same_server::{self, SameServer};
 use super::servers::server::ServerState;
@@ -76,7 +75,7 @@ pub(super) struct ProxyTarget {
 
 impl ProxyTarget {
     fn of(server: &ServerTarget) -> Result<Option<ProxyTarget>, String> {
-        let proxy = proxy::of(&server.proxy, &server.host, server.port)?;
+        let proxy = qmux_config::proxy::of(&server.proxy, &server.host, server.port)?;
         Ok(proxy.map(|proxy| ProxyTarget {
             name: Name::later(&proxy.host, proxy.port, PROXY_SETTING),
             proxy,

@@ -6,7 +6,7 @@ use qmux_config::{
     AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
 };
 
-use crate::client::{ClientShared, proxy};
+use crate::client::ClientShared;
 use crate::process::exit::Failure;
 use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
@@ -25,7 +25,7 @@ pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     }
     if let Some(client) = &config.client {
         for server in &client.servers {
-            let proxy = proxy::of(&server.proxy, &server.host, server.port);
+            let proxy = qmux_config::proxy::of(&server.proxy, &server.host, server.port);
             proxy.map_err(|error| input(&error))?;
         }
         let tls = tls::client(client).map_err(|error| input(&error))?;
