@@ -57,14 +57,14 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
             connect_through(&place, proxy, patience).await?
         }
     };
-    over_tls::connect(socket, &context, &server.server_name, patience)
+    over_tls::connect(socket, &context, &target.server_name, patience)
         .await
         .map_err(|failure| failure.to_string())
 }
 
 /// The configuration of the server.
 fn target(core: &ClientCore, server: &ServerState) -> Option<Arc<Target>> {
-    core.shared.targets().get(server.target).cloned()
+    core.shared.targets().get(server.target()).cloned()
 }
 
 /// The configured transport for lanes to the server; TLS alone if only its proxy knows its address.

@@ -220,6 +220,10 @@ impl Doctor<'_> {
     }
 
     /// Tries the addresses over UDP; returns the first attempt that was answered, or the last one.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is one for a certain lifetime, and one for all is needed"
+    )]
     fn connect(&self, addresses: &[SocketAddr]) -> Result<Seen, Failure> {
         self.first_answered(addresses, |attempt| attempt.run())
     }
