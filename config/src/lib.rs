@@ -45,6 +45,7 @@ mod networks;
 mod pem;
 mod places;
 mod ports;
+pub mod proxy;
 mod proxy_protocol;
 mod quic;
 mod report;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qmux_config::Transport;
+use qmux_config::proxy::Place;
 
 use super::ClientCore;
-use super::proxy::{self, Place};
+use super::proxy;
 use super::servers::server::ServerState;
 use super::servers::stand_in;
 use super::shared::{ProxyTarget, Target};
@@ -56,14 +57,14 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
             connect_through(&place, proxy, patience).await?
         }
     };
-    over_tls::connect(socket, &context, &server.server_name, patience)
+    over_tls::connect(socket, &context, &target.server_name, patience)
         .await
         .map_err(|failure| failure.to_string())
 }
 
 /// The configuration of the server.
 fn target(core: &ClientCore, server: &ServerState) -> Option<Arc<Target>> {
-    core.shared.targets().get(server.target).cloned()
+    core.shared.targets().get(server.target()).cloned()
 }
 
 /// The configured transport for lanes to the server; TLS alone if only its proxy knows its address.

@@ -6,7 +6,7 @@ pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
 mod presence;
-pub(crate) mod proxy;
+mod proxy;
 mod servers;
 pub(crate) mod services;
 pub(crate) mod shared;
@@ -32,7 +32,7 @@ use crate::sys::limits;
 use lane::ClientLane;
 use lane::Leaving;
 use lane::plan::{LaneId, Plan};
-use lane::supervisor::Supervisor;
+use lane::supervisor::{Generation, Supervisor};
 use mail::ClientMail;
 use servers::demand::Change;
 use servers::server::ServerState;
@@ -195,15 +195,17 @@ impl ClientCore {
                 supervisor.retire(leaving);
             }
         }
+        let settings = self.generation.get();
         for (number, lane) in changes.start {
             if let Some(server) = servers.iter().find(|server| server.number == number) {
-                let supervisor = Supervisor::start(self, server, lane, self.generation.get());
+                let generation = Generation::of(settings, server);
+                let supervisor = Supervisor::start(self, server, lane, generation);
                 supervisors.insert((number, lane), supervisor);
             }
         }
         for supervisor in supervisors.values_mut() {
-            if supervisor.generation() != self.generation.get() {
-                *supervisor = supervisor.succeed(self, self.generation.get());
+            if let Some(generation) = supervisor.is_outdated(settings) {
+                *supervisor = supervisor.succeed(self, generation);
             }
         }
     }

@@ -13,7 +13,6 @@ use qmux_config::{Client, Config, ProxyAddress, ServerTarget, Transport};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
-use super::proxy;
 use super::servers::roster::{self, Roster};
 use super::servers::same_server::{self, SameServer};
 use super::servers::server::ServerState;
@@ -80,7 +79,7 @@ pub(super) struct ProxyTarget {
 
 impl ProxyTarget {
     fn of(server: &ServerTarget) -> Result<Option<ProxyTarget>, String> {
-        let proxy = proxy::of(&server.proxy, &server.host, server.port)?;
+        let proxy = qmux_config::proxy::of(&server.proxy, &server.host, server.port)?;
         Ok(proxy.map(|proxy| ProxyTarget {
             name: Name::later(&proxy.host, proxy.port, PROXY_SETTING),
             proxy,
@@ -290,35 +289,40 @@ impl ClientShared {
         }
         self.servers.store(Arc::new(roster.servers().to_vec()));
         drop(roster);
-        self.say_news(target, &news);
+        self.take_news(&news);
         true
     }
 
-    fn say_news(&self, target: usize, news: &roster::RosterChange) {
+    /// Takes in which servers have appeared, vanished and changed, and logs it.
+    fn take_news(&self, news: &roster::RosterChange) {
         for server in &news.vanished {
             self.same_server().vanished(server.number);
         }
+        for server in &news.changed {
+            let mut same_server = self.same_server();
+            let changes = same_server.moved(server.number, server.target());
+            self.write_rests(&changes);
+        }
         let targets = self.targets();
-        if targets
-            .get(target)
-            .is_some_and(|target| !target.name.is_literal())
-        {
-            for server in &news.appeared {
-                if stand_in::is_one(server.address) {
-                    tracing::info!(
-                        server = self.title(server),
-                        "its proxy is asked for the name that this host cannot resolve"
-                    );
-                } else {
-                    tracing::info!(server = self.title(server), "a server has appeared");
-                }
-            }
-            for server in &news.vanished {
+        let is_named = |server: &&Arc<ServerState>| {
+            let target = targets.get(server.target());
+            target.is_some_and(|target| !target.name.is_literal())
+        };
+        for server in news.appeared.iter().filter(is_named) {
+            if stand_in::is_one(server.address) {
                 tracing::info!(
                     server = self.title(server),
-                    "a server has vanished; its lanes are left to their flows"
+                    "its proxy is asked for the name that this host cannot resolve"
                 );
+            } else {
+                tracing::info!(server = self.title(server), "a server has appeared");
             }
+        }
+        for server in news.vanished.iter().filter(is_named) {
+            tracing::info!(
+                server = self.title(server),
+                "a server has vanished; its lanes are left to their flows"
+            );
         }
         if news.surplus > 0 {
             tracing::warn!(
@@ -342,7 +346,7 @@ impl ClientShared {
         // The lock is held until the result is written, because two cores must not write in another
         // order than they decided.
         let mut same_server = self.same_server();
-        let change = same_server.registered(server.number, server.target, instance_id);
+        let change = same_server.registered(server.number, server.target(), instance_id);
         if change.is_some() {
             server.set_rests(true);
             drop(same_server);
@@ -387,7 +391,7 @@ impl ClientShared {
         let servers = self.servers.load();
         let others = servers
             .iter()
-            .filter(|it| it.target == server.target && it.number != server.number);
+            .filter(|it| it.target() == server.target() && it.number != server.number);
         others.cloned().collect()
     }
 
@@ -412,7 +416,7 @@ impl ClientShared {
     /// Why lanes to the server ride TLS alone, if they do.
     pub(super) fn tls_alone(&self, server: &ServerState) -> Option<&'static str> {
         let targets = self.targets();
-        let target = targets.get(server.target);
+        let target = targets.get(server.target());
         if target.is_some_and(|it| it.configured.transport == Transport::Tls) {
             Some(TLS_IS_CONFIGURED)
         } else if stand_in::is_one(server.address) {
@@ -424,7 +428,7 @@ impl ClientShared {
 
     /// The name of a server in logs.
     pub(super) fn title(&self, server: &ServerState) -> String {
-        match self.targets().get(server.target) {
+        match self.targets().get(server.target()) {
             Some(target) if !target.name.is_literal() => format!("{} ({server})", target.name),
             _ => server.to_string(),
         }

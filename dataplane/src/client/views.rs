@@ -48,7 +48,7 @@ impl ServerState {
     fn view(&self, shared: &ClientShared) -> ServerView {
         let lanes = self.lanes();
         let targets = shared.targets();
-        let name = targets.get(self.target).map(|it| it.name.to_string());
+        let name = targets.get(self.target()).map(|it| it.name.to_string());
         let name = name.unwrap_or_else(|| self.address.to_string());
         let carried = self.transport.carried();
         let state = if lanes == 0 && self.rests() {
@@ -125,7 +125,7 @@ impl ClientShared {
         let lacks_address = |(index, target): &(usize, &Arc<Target>)| {
             !target.name.is_given_up()
                 && target.name.addresses().is_empty()
-                && servers.iter().all(|server| server.target != *index)
+                && servers.iter().all(|server| server.target() != *index)
         };
         views.extend(targets.filter(lacks_address).map(|(_, it)| it.view()));
         views

@@ -65,7 +65,8 @@ pub(crate) fn all(
         let quic_addrs = if door.is_new { door.quic_addrs() } else { &[] };
         for address in quic_addrs {
             if !source.has(SocketUse::Quic, *address) {
-                probe_one(*address, false)?;
+                let free = probe_free(*address, false);
+                free.map_err(|error| for_clients(plan, *address, &error))?;
             }
         }
         for entrance in door.services.iter().flat_map(|it| &it.opened) {
@@ -188,6 +189,26 @@ fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
 
 fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {
     probe_free(address, tcp).map_err(|error| cannot(address, tcp, &error))
+}
+
+/// The reason why clients cannot be taken at an address that is not free.
+fn for_clients(plan: &Plan, address: SocketAddr, error: &std::io::Error) -> Failure {
+    let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
+    let Some(own) = plan.own_door_at(address).filter(|_| is_taken) else {
+        return cannot(address, false, error);
+    };
+    let own: Vec<_> = own.iter().map(|it| format!("\"{it}\"")).collect();
+    let why = format!(
+        "cannot bind UDP {address}: this process itself takes clients there, with quic_addr = [{0}]; \
+         that key can be changed without a restart only to addresses that are all others: restart, \
+         and the new quic_addr holds, or write [{0}] again",
+        own.join(", ")
+    );
+    Failure::Address {
+        address,
+        tcp: false,
+        why,
+    }
 }
 
 /// The reason why visitors cannot be taken at an address that is not free.

@@ -7,7 +7,7 @@ use qmux_config::{
     AccessLog, AdminListen, Client, Config, Proof, Server, ServerAuth, Service, ServicePattern,
 };
 
-use crate::client::{ClientShared, proxy};
+use crate::client::ClientShared;
 use crate::process::exit::Failure;
 use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
@@ -30,7 +30,7 @@ pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     }
     if let Some(client) = &config.client {
         for (index, server) in client.servers.iter().enumerate() {
-            let proxy = proxy::of(&server.proxy, &server.host, server.port);
+            let proxy = qmux_config::proxy::of(&server.proxy, &server.host, server.port);
             let key = format!("client.servers[{index}].proxy");
             proxy.map_err(|error| Failure::of_key(key, error))?;
         }

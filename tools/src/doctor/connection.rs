@@ -1,8 +1,8 @@
 //! One connection to a server, made in the way of a client, and how it ended.
 //!
-//! It blocks, on one socket. It registers without capabilities under a name of its own, and sends
-//! GoAway with the same packet where it can, so that no visitor is sent here. A visitor that comes
-//! nevertheless is sent on to another client.
+//! It blocks, on one socket, over UDP or inside TLS. It registers without capabilities under a name
+//! of its own, and sends GoAway with the same packet where it can, so that no visitor is sent here.
+//! A visitor that comes nevertheless is sent on to another client.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -15,13 +15,14 @@ use qmux_config::{Client, LocalService, Quic, ServerTarget, token_proof};
 use qmux_proto::cid::CID_RANDOM_LEN;
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, Decoder, GoAway, GoAwayReason, INSTANCE_ID_BYTES,
-    Message, RefuseReason, Register, RegisterOutcome, ServiceOffer, ServiceVerdict,
+    Message, Protocols, RefuseReason, Register, RegisterOutcome, ServiceOffer, ServiceVerdict,
 };
 use qmux_proto::{ConnectionId, FlowError, LaneError, PROTOCOL_VERSION};
 use quiche::{Config, Connection, RecvInfo, Shutdown};
 use rustix::net::sockopt;
 
 use super::credentials::{Credentials, Noted};
+use super::over_tls::{Carrier as TlsCarrier, NoTls};
 
 /// The first stream that a client opens.
 const CONTROL_STREAM: u64 = 0;
@@ -59,6 +60,8 @@ pub(super) struct Attempt<'a> {
 pub(super) struct Seen {
     /// The address of the server.
     pub(super) peer: SocketAddr,
+    /// Whether the connection was inside TLS.
+    pub(super) over_tls: bool,
     /// Whether a packet of the connection came back.
     pub(super) was_answered: bool,
     /// How the connection ended.
@@ -88,6 +91,8 @@ pub(super) enum End {
     BadServer(X509VerifyError),
     /// The server's QUIC stack closed the connection, perhaps with a TLS alert.
     ClosedByPeer(u64),
+    /// TLS over TCP does not get through, in words.
+    NoTls(String),
     /// The connection ended for another reason.
     Broken(String),
     /// The server asks for a token, and there is none.
@@ -114,17 +119,7 @@ impl Attempt<'_> {
     /// # Errors
     /// If this program cannot do it at all.
     pub(super) fn run(&self) -> Result<Seen, String> {
-        let mut seen = Seen {
-            peer: self.peer,
-            was_answered: false,
-            end: End::Silence,
-            refused_service: None,
-            leaves: None,
-            aimed: HANDSHAKE_UDP_PAYLOAD_BYTES,
-            carried: None,
-            server_cert: None,
-            of_time: None,
-        };
+        let mut seen = self.nothing_seen(false);
         let socket = match socket(self.peer) {
             Ok(socket) => socket,
             Err(error) => {
@@ -137,29 +132,80 @@ impl Attempt<'_> {
         seen.aimed = payload_max
             .min(seen.leaves.unwrap_or(payload_max))
             .max(HANDSHAKE_UDP_PAYLOAD_BYTES);
+        self.follow(Carrier::Udp(socket), seen)
+    }
+
+    /// Connects along a TLS connection, registers, and leaves.
+    ///
+    /// # Errors
+    /// If this program cannot do it at all.
+    pub(super) fn run_inside(&self, tls: Result<TlsCarrier, NoTls>) -> Result<Seen, String> {
+        let mut seen = self.nothing_seen(true);
+        match tls {
+            Ok(carrier) => {
+                seen.of_time = carrier.of_time();
+                self.follow(Carrier::Tls(carrier), seen)
+            }
+            Err(NoTls::Blocked(why)) => {
+                seen.end = End::NoTls(why);
+                Ok(seen)
+            }
+            Err(NoTls::BadServer {
+                why,
+                server_cert,
+                of_time,
+            }) => Ok(Seen {
+                was_answered: true,
+                end: End::BadServer(why),
+                server_cert,
+                of_time,
+                ..seen
+            }),
+        }
+    }
+
+    fn nothing_seen(&self, over_tls: bool) -> Seen {
+        Seen {
+            peer: self.peer,
+            over_tls,
+            was_answered: false,
+            end: End::Silence,
+            refused_service: None,
+            leaves: None,
+            aimed: HANDSHAKE_UDP_PAYLOAD_BYTES,
+            carried: None,
+            server_cert: None,
+            of_time: None,
+        }
+    }
+
+    fn follow(&self, carrier: Carrier, mut seen: Seen) -> Result<Seen, String> {
         let (tls, noted) = self.credentials.context().map_err(|it| it.to_string())?;
         let connection = self
-            .connection(&socket, tls, seen.aimed)
+            .connection(&carrier, tls, seen.aimed)
             .map_err(|error| format!("a QUIC connection cannot be begun: {error}"))?;
         let mut dialed = Dialed {
             attempt: self,
             connection,
-            socket,
+            carrier,
             noted,
             decoder: Decoder::new(),
             was_answered: false,
             has_registered: false,
             proved: false,
             unreachable: None,
+            tls_ended: None,
         };
         seen.end = dialed.until_the_end();
         if matches!(seen.end, End::Accepted { .. }) {
-            seen.carried = dialed.size_of_the_path();
+            if !seen.over_tls {
+                seen.carried = dialed.size_of_the_path();
+            }
             seen.refused_service = dialed.refused_service();
         }
         dialed.leave();
         seen.was_answered = dialed.was_answered;
-        seen.of_time = dialed.noted.of_time();
+        seen.of_time = seen.of_time.or(dialed.noted.of_time());
         let ssl: &mut SslRef = dialed.connection.as_mut();
         seen.server_cert = ssl.peer_certificate();
         Ok(seen)
@@ -167,13 +213,13 @@ impl Attempt<'_> {
 
     fn connection(
         &self,
-        socket: &UdpSocket,
+        carrier: &Carrier,
         tls: boring::ssl::SslContextBuilder,
         payload_max: usize,
     ) -> Result<Connection, quiche::Error> {
         let mut config = Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
         config.set_application_protos(&[qmux_proto::ALPN])?;
-        config.discover_pmtu(true);
+        config.discover_pmtu(matches!(carrier, Carrier::Udp(_)));
         config.set_max_send_udp_payload_size(payload_max);
         config.set_max_recv_udp_payload_size(1 << 16);
         config.set_initial_max_data(WINDOW_BYTES);
@@ -184,7 +230,7 @@ impl Attempt<'_> {
         let idle_ms = self.quic.max_idle_timeout.as_millis();
         config.set_max_idle_timeout(u64::try_from(idle_ms).unwrap_or(u64::MAX));
         config.grease(false);
-        let local = socket
+        let local = carrier
             .local_addr()
             .map_err(|_| quiche::Error::InvalidState)?;
         let [scid, dcid] = [
@@ -210,17 +256,57 @@ impl Attempt<'_> {
     }
 }
 
+/// What carries the packets of a connection.
+enum Carrier {
+    Udp(UdpSocket),
+    Tls(TlsCarrier),
+}
+
+impl Carrier {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Carrier::Udp(socket) => socket.local_addr(),
+            Carrier::Tls(tls) => tls.local_addr(),
+        }
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        match self {
+            Carrier::Udp(socket) => socket.send(packet).map(|_| ()),
+            Carrier::Tls(tls) => tls.send(packet),
+        }
+    }
+
+    /// Receives one packet, and waits for it no longer than this.
+    fn receive(&mut self, wait: Duration) -> io::Result<Vec<u8>> {
+        // Zero would mean for ever.
+        let wait = wait.max(Duration::from_millis(1));
+        match self {
+            Carrier::Udp(socket) => {
+                socket.set_read_timeout(Some(wait))?;
+                let mut bytes = vec![0; 1 << 16];
+                let length = socket.recv(&mut bytes)?;
+                bytes.truncate(length);
+                Ok(bytes)
+            }
+            Carrier::Tls(tls) => tls.receive(wait),
+        }
+    }
+}
+
 /// A connection that is being established.
 struct Dialed<'a> {
     attempt: &'a Attempt<'a>,
     connection: Connection,
-    socket: UdpSocket,
+    carrier: Carrier,
     noted: Noted,
     decoder: Decoder,
     was_answered: bool,
     has_registered: bool,
     proved: bool,
     unreachable: Option<ErrorKind>,
+    /// How the TLS connection around it ended.
+    tls_ended: Option<String>,
 }
 
 impl Dialed<'_> {
@@ -239,6 +325,9 @@ impl Dialed<'_> {
                 && let Some(end) = self.registering()
             {
                 return end;
+            }
+            if let Some(why) = self.tls_ended.take() {
+                return End::NoTls(format!("the TLS connection has ended: {why}"));
             }
             let patience = match self.connection.is_established() {
                 true => handshake + REGISTER_PATIENCE,
@@ -287,17 +376,13 @@ impl Dialed<'_> {
         let mut packet = vec![0; 1 << 14];
         // `Done` means that there is nothing to send for now.
         while let Ok((length, _)) = self.connection.send(&mut packet) {
-            if let Err(error) = self.socket.send(&packet[..length]) {
+            if let Err(error) = self.carrier.send(&packet[..length]) {
                 self.failed(&error);
             }
         }
         let wait = self.connection.timeout().unwrap_or(WAIT_MAX).min(WAIT_MAX);
-        // Zero would mean for ever.
-        let wait = wait.max(Duration::from_millis(1));
-        let _set = self.socket.set_read_timeout(Some(wait));
-        let mut bytes = vec![0; 1 << 16];
-        match self.socket.recv(&mut bytes) {
-            Ok(length) => self.received(&mut bytes[..length]),
+        match self.carrier.receive(wait) {
+            Ok(mut packet) => self.received(&mut packet),
             Err(error) => self.failed(&error),
         }
         if self.connection.timeout().is_some_and(|left| left.is_zero()) {
@@ -306,7 +391,7 @@ impl Dialed<'_> {
     }
 
     fn received(&mut self, packet: &mut [u8]) {
-        let Ok(to) = self.socket.local_addr() else {
+        let Ok(to) = self.carrier.local_addr() else {
             return;
         };
         let from = self.attempt.peer;
@@ -335,6 +420,9 @@ impl Dialed<'_> {
             ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
             // A packet that is too large is as good as lost, and smaller ones may pass.
             _ if is_too_large(error) => {}
+            _ if matches!(self.carrier, Carrier::Tls(_)) => {
+                self.tls_ended = Some(error.to_string());
+            }
             _ if self.was_answered => {}
             _ => self.unreachable = Some(kind_of(error)),
         }
@@ -469,14 +557,20 @@ impl Dialed<'_> {
         let _over = self.connection.close(true, LaneError::Shutdown.code(), b"");
         let mut packet = vec![0; 1 << 14];
         while let Ok((length, _)) = self.connection.send(&mut packet) {
-            let _lost = self.socket.send(&packet[..length]);
+            let _lost = self.carrier.send(&packet[..length]);
         }
     }
 }
 
 /// A service in the form in which a client offers it.
 fn offer(service: &LocalService) -> ServiceOffer {
-    ServiceOffer::new(service.name.clone())
+    ServiceOffer {
+        name: service.name.clone(),
+        protocols: Protocols {
+            tcp: service.protocol.tcp(),
+            udp: service.protocol.udp(),
+        },
+    }
 }
 
 /// Accepts no visitor from now on.

@@ -116,7 +116,7 @@ fn certificates(doctor: &Doctor<'_>, seen: &Seen) -> Option<Cause> {
             let sentence = explain::service_refused(seen.peer, name, why);
             Cause::new(Step::Permission, sentence)
         }),
-        End::Silence | End::Unreachable(_) | End::BadServer(_) => None,
+        End::Silence | End::Unreachable(_) | End::NoTls(_) | End::BadServer(_) => None,
     }
 }
 

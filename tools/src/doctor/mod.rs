@@ -1,16 +1,17 @@
 //! `qmux-ctl doctor`: finds out from a client's machine why a tunnel does not work.
 //!
 //! It does what a client does, step by step: it resolves the server's name, completes a QUIC
-//! handshake, registers, and says at once that it stops, before it could be given a visitor to
-//! serve. Then it connects to the local service. It registers under a name of its own, so that a
-//! client that runs meanwhile keeps its place.
+//! handshake over UDP or inside TLS, through a proxy if there is one, registers, and says at once
+//! that it stops, before it could be given a visitor to serve. Then it connects to the local
+//! service. It registers under a name of its own, so that a client that runs meanwhile keeps its
+//! place.
 //!
 //! | file | what it owns |
 //! | --- | --- |
 //! | `report` | the lines and the sentence |
 //! | `name` | addresses of the server |
 //! | `connection` | the handshake and the registration |
-//! | `over_tls` | whether TLS over TCP gets through |
+//! | `over_tls` | TLS over TCP, and the packets inside |
 //! | `path` | what a connection that failed says about the path to the server |
 //! | `echo` | whether packets of a size are answered (ICMP) |
 //! | `credentials` | certificates, and the CAs that are trusted |
@@ -29,10 +30,11 @@ mod path;
 mod report;
 mod service;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use qmux_config::{Client, Config, Proxy, ServerTarget, Transport};
+use qmux_config::proxy::{self, Place};
+use qmux_config::{Client, Config, ProxyAddress, ServerTarget, Transport};
 
 use crate::failure::Failure;
 use connection::{Attempt, Seen};
@@ -41,6 +43,10 @@ use report::{Cause, Report, Step};
 
 /// Addresses of one name that are tried: as many as a name with several hosts of two families has.
 const ADDRESSES_MAX: usize = 8;
+
+/// Stands for the address of a server that only its proxy knows: nobody's (RFC 1122, section
+/// 3.2.1.3).
+const STAND_IN: IpAddr = IpAddr::V4(Ipv4Addr::new(0, 0, 0, 1));
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -98,57 +104,135 @@ struct Doctor<'a> {
 impl Doctor<'_> {
     /// Examines the steps up to the registration. What is wrong is the inner error.
     fn examine(&self, report: &Report) -> Result<Result<(), Cause>, Failure> {
-        let addresses = match name::resolve(self.server) {
-            Ok(addresses) => addresses,
-            Err(mut cause) => {
-                cause.sentence += &over_tls::beside_the_name(self.server);
-                return Ok(Err(cause));
+        let server = self.server;
+        let proxy = match proxy::of(&server.proxy, &server.host, server.port) {
+            Ok(proxy) => proxy.filter(|_| server.transport != Transport::Quic),
+            Err(why) => return Ok(Err(Cause::new(Step::Tls, why))),
+        };
+        let addresses = match (name::resolve(server), &proxy) {
+            (Ok(addresses), _) => addresses,
+            (Err(cause), None) => return Ok(Err(cause)),
+            (Err(_), Some(proxy)) => {
+                let host = &server.host;
+                let asked = format!("this host cannot resolve {host}; {proxy} is asked for it");
+                report.ok(Step::Name, &asked)?;
+                let seen = self.connect_over_tls(&[], Some(proxy))?;
+                return self.judge(report, &seen);
             }
         };
-        report.ok(Step::Name, &name::shown(self.server, &addresses))?;
-        if self.server.transport == Transport::Tls && self.server.proxy == Proxy::None {
-            return self.examine_tls(report, &addresses);
+        report.ok(Step::Name, &name::shown(server, &addresses))?;
+        if server.transport == Transport::Tls {
+            let seen = self.connect_over_tls(&addresses, proxy.as_ref())?;
+            return self.judge(report, &seen);
         }
         let seen = self.connect(&addresses)?;
-        let findings = path::judge(&seen, self.config.quic.handshake_idle_timeout);
-        for (step, what) in &findings.fine {
-            report.ok(*step, what)?;
+        let mut judged = self.judge(report, &seen)?;
+        if let Err(cause) = &mut judged
+            && matches!(cause.step, Step::Udp | Step::Mtu)
+        {
+            cause.sentence += &self.beside_udp(&addresses, proxy.as_ref())?;
         }
-        if let Some(mut cause) = findings.cause {
-            if matches!(cause.step, Step::Udp | Step::Mtu) {
-                cause.sentence += &over_tls::beside_udp(self.server, self.credentials, seen.peer);
-            }
-            return Ok(Err(cause));
-        }
-        let judged = judge::judge(self, &seen);
-        for (step, what) in &judged.fine {
-            report.ok(*step, what)?;
-        }
-        Ok(judged.cause.map_or(Ok(()), Err))
+        Ok(judged)
     }
 
-    /// Examines a server that is reached over TLS alone: whether TLS gets through. What the server
-    /// thinks of the client is in the client's log.
-    fn examine_tls(
+    /// Reports which steps work for this attempt; what does not is the inner error.
+    fn judge(&self, report: &Report, seen: &Seen) -> Result<Result<(), Cause>, Failure> {
+        let path = path::judge(seen, self.config.quic.handshake_idle_timeout);
+        let rest = match path.cause {
+            Some(_) => None,
+            None => Some(judge::judge(self, seen)),
+        };
+        let (fine, cause) = match rest {
+            None => (path.fine, path.cause),
+            Some(rest) => ([path.fine, rest.fine].concat(), rest.cause),
+        };
+        for (step, what) in &fine {
+            report.ok(*step, what)?;
+        }
+        Ok(cause.map_or(Ok(()), |cause| Err(self.named(cause, seen.peer))))
+    }
+
+    /// Calls a server whose address only its proxy knows by its name.
+    fn named(&self, mut cause: Cause, peer: SocketAddr) -> Cause {
+        if peer.ip() == STAND_IN {
+            let host = &self.server.host;
+            cause.sentence = cause.sentence.replace(&STAND_IN.to_string(), host);
+        }
+        cause
+    }
+
+    /// The addition to a sentence that says that UDP does not get through: whether the client can
+    /// serve over TLS.
+    fn beside_udp(
         &self,
-        report: &Report,
         addresses: &[SocketAddr],
-    ) -> Result<Result<(), Cause>, Failure> {
-        let mut last = "a name without an address".to_owned();
-        for &peer in addresses.iter().take(ADDRESSES_MAX) {
-            match over_tls::try_it(self.server, self.credentials, peer) {
-                Ok(()) => {
-                    report.ok(Step::Tls, &format!("{peer} answers over TLS"))?;
-                    return Ok(Ok(()));
-                }
-                Err(why) => last = format!("TLS to {peer} over TCP does not get through: {why}"),
-            }
+        proxy: Option<&ProxyAddress>,
+    ) -> Result<String, Failure> {
+        if self.server.transport == Transport::Quic {
+            let text = "; transport = \"quic\" keeps the client from going over TLS, which \
+                        \"auto\" does not";
+            return Ok(text.into());
         }
-        Ok(Err(Cause::new(Step::Tls, last)))
+        let seen = self.connect_over_tls(addresses, proxy)?;
+        let peer = seen.peer;
+        let path = path::judge(&seen, self.config.quic.handshake_idle_timeout);
+        if let Some(cause) = path.cause {
+            return Ok(format!("; nor does TLS over TCP: {}", cause.sentence));
+        }
+        let passes = format!("; TLS to {peer} over TCP gets through,");
+        Ok(match judge::judge(self, &seen).cause {
+            None => format!(
+                "{passes} so the client serves over it meanwhile, and goes over UDP as soon as it \
+                 can"
+            ),
+            Some(cause) => format!(
+                "{passes} but the client cannot serve over it, either: {}",
+                cause.sentence
+            ),
+        })
     }
 
-    /// Tries the addresses; returns the first attempt that was answered, or the last one.
+    /// Tries the addresses over TLS; returns the first attempt that was answered, or the last one.
+    /// Without an address, or if there is only one, a proxy is given the server's name, as the
+    /// client does it.
+    fn connect_over_tls(
+        &self,
+        addresses: &[SocketAddr],
+        proxy: Option<&ProxyAddress>,
+    ) -> Result<Seen, Failure> {
+        let server = self.server;
+        let stand_in = [SocketAddr::new(STAND_IN, server.port)];
+        let is_name = server.host.parse::<IpAddr>().is_err();
+        let by_name = is_name && addresses.len() < 2;
+        let peers = match addresses {
+            [] => &stand_in,
+            addresses => addresses,
+        };
+        self.first_answered(peers, |attempt| {
+            let place = match by_name {
+                true => Place::Name(server.host.clone(), server.port),
+                false => Place::Address(attempt.peer),
+            };
+            let through = proxy.map(|proxy| (proxy, &place));
+            let tls = over_tls::Carrier::open(server, self.credentials, attempt.peer, through);
+            attempt.run_inside(tls)
+        })
+    }
+
+    /// Tries the addresses over UDP; returns the first attempt that was answered, or the last one.
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method is one for a certain lifetime, and one for all is needed"
+    )]
     fn connect(&self, addresses: &[SocketAddr]) -> Result<Seen, Failure> {
+        self.first_answered(addresses, |attempt| attempt.run())
+    }
+
+    fn first_answered(
+        &self,
+        addresses: &[SocketAddr],
+        run: impl Fn(&Attempt<'_>) -> Result<Seen, String>,
+    ) -> Result<Seen, Failure> {
         let mut last = None;
         for &peer in addresses.iter().take(ADDRESSES_MAX) {
             let attempt = Attempt {
@@ -158,7 +242,7 @@ impl Doctor<'_> {
                 credentials: self.credentials,
                 peer,
             };
-            let seen = attempt.run().map_err(Failure::Internal)?;
+            let seen = run(&attempt).map_err(Failure::Internal)?;
             if seen.was_answered {
                 return Ok(seen);
             }

@@ -30,6 +30,9 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Findings {
         fine: works.to_vec(),
         cause: Some(cause),
     };
+    if seen.over_tls {
+        return inside_tls(seen);
+    }
     let route = (Step::Route, format!("{} can be sent to", peer.ip()));
     match seen.end {
         End::Unreachable(ErrorKind::ConnectionRefused) => {
@@ -69,6 +72,26 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Findings {
         None => explain::silence(peer, handshake_timeout),
     };
     findings(&[route], Cause::new(Step::Udp, sentence))
+}
+
+/// The result for a connection inside TLS: the network carries whatever TLS carries.
+fn inside_tls(seen: &Seen) -> Findings {
+    let peer = seen.peer;
+    let why = match &seen.end {
+        End::NoTls(why) => why.clone(),
+        End::Silence => "nothing came back inside it: is that a server of qmux-dp?".into(),
+        _ => {
+            return Findings {
+                fine: vec![(Step::Tls, format!("{peer} answers over TLS"))],
+                cause: None,
+            };
+        }
+    };
+    let sentence = format!("TLS to {peer} over TCP does not get through: {why}");
+    Findings {
+        fine: Vec::new(),
+        cause: Some(Cause::new(Step::Tls, sentence)),
+    }
 }
 
 /// The result for a server that has answered, whatever it said.

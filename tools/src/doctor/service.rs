@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::time::Duration;
 
-use qmux_config::{Client, explain};
+use qmux_config::{Client, ListenerProtocol, explain};
 
 use super::report::{Cause, Report, Step};
 use crate::failure::Failure;
@@ -18,6 +18,7 @@ struct Local<'a> {
     section: String,
     host: &'a str,
     port: u16,
+    protocol: ListenerProtocol,
     timeout: Duration,
 }
 
@@ -33,6 +34,7 @@ pub(super) fn examine(client: &Client, report: &mut Report) -> Result<(), Failur
             host: &service.host,
             // A port that depends on the visitor cannot be tried.
             port: service.check_port()?,
+            protocol: service.protocol,
             timeout: service.health_check_timeout,
         })
     });
@@ -53,14 +55,19 @@ impl Local<'_> {
         let addresses: Vec<SocketAddr> = addresses
             .map_err(|error| explain::unresolved(self.host, &error.to_string(), &setting))?
             .collect();
-        let mut why = ErrorKind::NotFound;
-        for address in &addresses {
-            match TcpStream::connect_timeout(address, self.timeout) {
-                Ok(_) => return Ok(format!("{address} accepts TCP")),
-                Err(error) => why = error.kind(),
-            }
+        let udp = || addresses.iter().find(|it| may_take_udp(**it));
+        if !self.protocol.tcp() {
+            return udp()
+                .map(|address| format!("nobody says that UDP port {address} is closed"))
+                .ok_or_else(|| self.takes_no_udp(&setting));
         }
-        if let Some(address) = addresses.iter().find(|it| may_take_udp(**it)) {
+        let why = match self.tcp(&addresses) {
+            Ok(address) => return Ok(format!("{address} accepts TCP")),
+            Err(why) => why,
+        };
+        if self.protocol.udp()
+            && let Some(address) = udp()
+        {
             return Ok(format!(
                 "{address} accepts no TCP ({why}), but perhaps UDP: nobody says that it is closed"
             ));
@@ -68,6 +75,26 @@ impl Local<'_> {
         Err(explain::service_unreachable(
             self.host, self.port, why, &setting,
         ))
+    }
+
+    /// The first address that accepts TCP, or why the last one does not.
+    fn tcp(&self, addresses: &[SocketAddr]) -> Result<SocketAddr, ErrorKind> {
+        let mut why = ErrorKind::NotFound;
+        for address in addresses {
+            match TcpStream::connect_timeout(address, self.timeout) {
+                Ok(_) => return Ok(*address),
+                Err(error) => why = error.kind(),
+            }
+        }
+        Err(why)
+    }
+
+    fn takes_no_udp(&self, setting: &str) -> String {
+        format!(
+            "the local service takes no datagrams at UDP port {} of {} (nobody listens there, says \
+             the network): start it, or correct {setting}, or protocol there",
+            self.port, self.host
+        )
     }
 }
 

@@ -228,7 +228,7 @@ fn explained(core: &ClientCore, lane: &ClientLane, end: &LaneEnd) -> String {
         end,
         &ClientView {
             server: lane.server.address,
-            server_name: &lane.server.server_name,
+            server_name: &lane.server.configured().server_name,
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
@@ -286,7 +286,8 @@ pub(super) fn dial_scout(
     let settings = core.shared.settings();
     let client = settings.client().ok_or_else(no_client_section)?;
     let endpoint = open_endpoint(core, client, server)?;
-    let dialed = endpoint.dial(server.address, &server.server_name, 0, None);
+    let name = &server.configured().server_name;
+    let dialed = endpoint.dial(server.address, name, 0, None);
     endpoint.stop_when_empty();
     dialed.map_err(|error| AttemptEnd::Failed(error.to_string()))
 }
@@ -348,7 +349,7 @@ fn dial(
     };
     let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
     let mut resumption = Resumption::prepare(core, client, server);
-    let (peer, name) = (server.address, &server.server_name);
+    let (peer, name) = (server.address, &resumption.server_name().to_owned());
     let dial = |session: Option<&[u8]>| endpoint.dial_along(peer, way, name, aim, session);
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {

@@ -44,10 +44,11 @@ impl Resumption {
         // Tickets are kept by the configured address, because the servers that its name stands for
         // may share their keys.
         let targets = shared.targets();
-        let configured = targets.get(server.target);
+        let configured = server.configured();
+        let target = targets.get(configured.target);
         let target = TicketServer {
-            address: configured.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
-            name: server.server_name.clone(),
+            address: target.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
+            name: configured.server_name.clone(),
         };
         let lanes = server.lanes_wanted(client.lanes);
         // If certificates cannot be read, the attempt ends elsewhere.
@@ -63,6 +64,11 @@ impl Resumption {
             ticket,
             shared,
         }
+    }
+
+    /// The name that the server's certificate must have.
+    pub(super) fn server_name(&self) -> &str {
+        &self.server.name
     }
 
     /// The session to offer, if there is one.

@@ -498,6 +498,7 @@ impl Session {
             return;
         }
         self.ask_alone();
+        self.transports.stop_counting();
         let server = &self.lane.server;
         if was_unanswered {
             server.lane_unanswered(false);

@@ -34,6 +34,25 @@ const NO_ROUTE: Duration = Duration::from_secs(120);
 /// be about to serve.
 const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The configuration with which lanes to a server register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation {
+    /// The number of the client's settings.
+    settings: u64,
+    /// The number of what is configured for the server.
+    server: u64,
+}
+
+impl Generation {
+    /// The present one of `server`, with the settings of this number.
+    pub(crate) fn of(settings: u64, server: &ServerState) -> Generation {
+        Generation {
+            settings,
+            server: server.configured().number,
+        }
+    }
+}
+
 /// Keeps one lane up.
 pub(crate) struct Supervisor {
     pub(super) server: Arc<ServerState>,
@@ -44,8 +63,8 @@ pub(crate) struct Supervisor {
     found: Cell<bool>,
     /// Set when `retired` or `found` is.
     told: Event,
-    /// The number of the configuration with which its lanes register.
-    generation: u64,
+    /// The configuration with which its lanes register.
+    generation: Generation,
     /// Supervisors that go on until a lane of this one serves.
     predecessors: RefCell<Vec<Rc<Supervisor>>>,
     /// The lane, while it serves.
@@ -57,7 +76,7 @@ impl Supervisor {
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane: usize,
-        generation: u64,
+        generation: Generation,
     ) -> Rc<Supervisor> {
         Supervisor::start_after(core, server, lane, generation, Vec::new())
     }
@@ -67,7 +86,7 @@ impl Supervisor {
     pub(crate) fn succeed(
         self: &Rc<Self>,
         core: &Rc<ClientCore>,
-        generation: u64,
+        generation: Generation,
     ) -> Rc<Supervisor> {
         let mut predecessors = self.predecessors.take();
         if predecessors.is_empty() {
@@ -83,7 +102,7 @@ impl Supervisor {
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane: usize,
-        generation: u64,
+        generation: Generation,
         predecessors: Vec<Rc<Supervisor>>,
     ) -> Rc<Supervisor> {
         let this = Rc::new(Supervisor {
@@ -113,9 +132,11 @@ impl Supervisor {
         }
     }
 
-    /// The number of the configuration with which its lanes register.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+    /// The present configuration, with the settings of this number, if it is another one than that
+    /// with which its lanes register.
+    pub(crate) fn is_outdated(&self, settings: u64) -> Option<Generation> {
+        let present = Generation::of(settings, &self.server);
+        (present != self.generation).then_some(present)
     }
 
     /// Another lane to the same server has just registered, so this one should try again soon.
@@ -268,7 +289,7 @@ impl Supervisor {
             return;
         };
         let server = core.shared.title(&self.server);
-        let server_name = &self.server.server_name;
+        let server_name = &self.server.configured().server_name;
         let next_ms = delay.as_millis() as u64;
         match end {
             AttemptEnd::Misaimed

@@ -49,6 +49,8 @@ pub(super) struct Transports {
     answers_before: Cell<u64>,
     /// The transport under which the lane is counted at its server.
     counted: Cell<Riding>,
+    /// Whether the lane is counted: it serves, and is not left to its flows.
+    counts: Cell<bool>,
 }
 
 impl Transports {
@@ -73,6 +75,7 @@ impl Transports {
             second: None,
             answers_before: Cell::new(lane.quic.answers()),
             counted: Cell::new(riding),
+            counts: Cell::new(true),
         }
     }
 
@@ -224,6 +227,14 @@ impl Transports {
         self.say(Riding::Tls, why);
     }
 
+    /// Takes the lane off its server's count: it has ended, or another one serves in its place.
+    pub(super) fn stop_counting(&self) {
+        if self.counts.replace(false) {
+            let transport = &self.lane.server.transport;
+            transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());
+        }
+    }
+
     fn ride_udp(&self, why: Why) {
         self.answers_before.set(self.lane.quic.answers());
         self.lane.quic.ride_udp();
@@ -234,8 +245,10 @@ impl Transports {
     fn say(&self, riding: Riding, why: Why) {
         let server = &self.lane.server;
         let (before, now) = (self.counted.replace(riding), Instant::now());
-        server.transport.lane_leaves(before, &why.to_string(), now);
-        server.transport.lane_rides(riding, &why.to_string(), now);
+        if self.counts.get() {
+            server.transport.lane_leaves(before, &why.to_string(), now);
+            server.transport.lane_rides(riding, &why.to_string(), now);
+        }
         let Some(suppressed) = self.core.context.connect_log.pass(Instant::now()) else {
             return;
         };
@@ -268,7 +281,6 @@ impl Transports {
 
 impl Drop for Transports {
     fn drop(&mut self) {
-        let transport = &self.lane.server.transport;
-        transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());
+        self.stop_counting();
     }
 }

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::server::ServerState;
+use super::server::{Configured, ServerState};
 use super::stand_in;
 
 /// Answers in a row that an address must be missing from, each of which counts, before its server
@@ -37,6 +37,9 @@ pub(crate) const SERVERS_MAX: usize = 256;
 pub(crate) struct RosterChange {
     pub(crate) appeared: Vec<Arc<ServerState>>,
     pub(crate) vanished: Vec<Arc<ServerState>>,
+    /// Servers that come from another configured server than before, or from the same one with
+    /// other settings.
+    pub(crate) changed: Vec<Arc<ServerState>>,
     /// Number of addresses left out because there are [`SERVERS_MAX`] servers.
     pub(crate) surplus: usize,
 }
@@ -44,7 +47,7 @@ pub(crate) struct RosterChange {
 impl RosterChange {
     /// Whether nothing has changed.
     pub(crate) fn is_empty(&self) -> bool {
-        self.appeared.is_empty() && self.vanished.is_empty()
+        self.appeared.is_empty() && self.vanished.is_empty() && self.changed.is_empty()
     }
 }
 
@@ -87,7 +90,7 @@ impl Known {
 /// One configured server.
 #[derive(Debug)]
 struct Target {
-    server_name: String,
+    configured: Arc<Configured>,
     known: Vec<Known>,
 }
 
@@ -103,15 +106,20 @@ impl Roster {
     /// A roster without addresses. `server_names` are those of the configured servers, in their
     /// order.
     pub(crate) fn new(server_names: impl IntoIterator<Item = String>) -> Roster {
-        let targets = server_names.into_iter().map(|server_name| Target {
-            server_name,
-            known: Vec::new(),
-        });
-        Roster {
-            targets: targets.collect(),
+        let mut roster = Roster {
+            targets: Vec::new(),
             servers: Vec::new(),
             next_number: 1,
+        };
+        for (target, server_name) in server_names.into_iter().enumerate() {
+            let _no_addresses = roster.configure(target, server_name, true);
         }
+        roster
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
     }
 
     /// The servers, in the order of the configuration.
@@ -189,16 +197,34 @@ impl Roster {
         self.renew()
     }
 
-    /// Adds a configured server, and returns its index.
-    pub(crate) fn add(&mut self, server_name: String) -> usize {
-        self.targets.push(Target {
+    /// Adds the configured server `target`, which is the next one, or changes it: it keeps its
+    /// addresses, but a stand-in only if its proxy is asked for its name.
+    pub(crate) fn configure(
+        &mut self,
+        target: usize,
+        server_name: String,
+        asks_its_proxy: bool,
+    ) -> RosterChange {
+        let configured = Arc::new(Configured {
+            number: self.number(),
+            target,
             server_name,
-            known: Vec::new(),
         });
-        self.targets.len() - 1
+        match self.targets.get_mut(target) {
+            Some(before) => {
+                before.configured = configured;
+                let stays = |known: &Known| asks_its_proxy || !stand_in::is_one(known.address);
+                before.known.retain(stays);
+            }
+            None => self.targets.push(Target {
+                configured,
+                known: Vec::new(),
+            }),
+        }
+        self.renew()
     }
 
-    /// Removes a configured server; its index is not used again.
+    /// Removes a configured server.
     pub(crate) fn remove(&mut self, target: usize) -> RosterChange {
         if let Some(target) = self.targets.get_mut(target) {
             target.known.clear();
@@ -207,29 +233,33 @@ impl Roster {
     }
 
     /// Lists all addresses of all targets, each once. The first target that has an address names
-    /// its server.
+    /// its server, and a server that goes from one target to another keeps its lanes meanwhile.
     fn renew(&mut self) -> RosterChange {
         let mut news = RosterChange::default();
         let mut servers: Vec<Arc<ServerState>> = Vec::new();
-        for (target, Target { server_name, known }) in self.targets.iter().enumerate() {
+        for Target { configured, known } in &self.targets {
             for Known { address, .. } in known {
                 if servers.iter().any(|server| server.address == *address) {
                     continue;
                 }
-                let same = self.servers.iter().find(|server| {
-                    server.address == *address && server.server_name == *server_name
-                });
                 if servers.len() >= SERVERS_MAX {
                     news.surplus += 1;
                     continue;
                 }
-                servers.push(same.cloned().unwrap_or_else(|| {
-                    let number = self.next_number;
-                    self.next_number += 1;
-                    let server = ServerState::new(number, target, *address, server_name.clone());
-                    news.appeared.push(Arc::clone(&server));
-                    server
-                }));
+                let same = self.servers.iter().find(|it| it.address == *address);
+                if let Some(server) = same {
+                    if !Arc::ptr_eq(&server.configured(), configured) {
+                        server.configure(configured);
+                        news.changed.push(Arc::clone(server));
+                    }
+                    servers.push(Arc::clone(server));
+                    continue;
+                }
+                let number = self.next_number;
+                self.next_number += 1;
+                let server = ServerState::new(number, *address, Arc::clone(configured));
+                news.appeared.push(Arc::clone(&server));
+                servers.push(server);
             }
         }
         for server in &self.servers {
@@ -362,13 +392,44 @@ mod tests {
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:8443".parse().expect("literal");
         let news = answer(&mut roster, 0, &[mapped]);
         assert_eq!(listed(&roster), [1, 2]);
-        assert_eq!(news.appeared[0].server_name, "server0");
-        assert_eq!(news.vanished[0].server_name, "server1");
+        assert!(news.appeared.is_empty() && news.vanished.is_empty());
+        assert_eq!(news.changed[0].configured().server_name, "server0");
         // The other name keeps the address alive when the first one loses it.
         for _ in 0..3 {
             answer(&mut roster, 0, &addresses(&[3]));
         }
         assert_eq!(listed(&roster), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_server_that_is_configured_anew_keeps_its_addresses_and_its_number() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1, 2]));
+        let before: Vec<_> = roster.servers().to_vec();
+        let news = roster.configure(0, "other".into(), false);
+        assert!(news.appeared.is_empty() && news.vanished.is_empty());
+        assert_eq!(news.changed.len(), 2);
+        for (before, now) in before.iter().zip(roster.servers()) {
+            assert!(Arc::ptr_eq(before, now));
+            assert_eq!(now.configured().server_name, "other");
+        }
+        // A stand-in is nobody's address once no proxy is asked.
+        answer(&mut roster, 0, &[stand_in::of(0, 8443)]);
+        assert_eq!(roster.configure(0, "other".into(), true).vanished.len(), 0);
+        assert_eq!(roster.configure(0, "other".into(), false).vanished.len(), 1);
+    }
+
+    #[test]
+    fn an_address_that_one_target_hands_to_another_is_the_same_server() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1]));
+        let before = Arc::clone(&roster.servers()[0]);
+        assert!(roster.configure(1, "server0".into(), false).is_empty());
+        assert!(answer(&mut roster, 1, &addresses(&[1])).is_empty());
+        let news = roster.remove(0);
+        assert!(news.appeared.is_empty() && news.vanished.is_empty());
+        assert!(Arc::ptr_eq(&news.changed[0], &before));
+        assert_eq!(before.target(), 1);
     }
 
     #[test]

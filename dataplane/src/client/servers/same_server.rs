@@ -68,6 +68,7 @@ impl SameServer {
         });
         address.lanes += 1;
         address.instance = instance;
+        address.target = target;
         if address.lanes > 1 || address.rests_for.is_some() {
             return None;
         }
@@ -127,6 +128,26 @@ impl SameServer {
         }
         self.addresses
             .retain(|_, it| it.lanes > 0 || it.rests_for.is_some());
+        changes
+    }
+
+    /// The address `number` comes from the configured server `target` now. If that is another one
+    /// than before, it rests for none of the addresses of that one, and none of them for it.
+    pub(crate) fn moved(&mut self, number: Number, target: usize) -> Vec<RestChange> {
+        let Some(address) = self.addresses.get_mut(&number) else {
+            return Vec::new();
+        };
+        if std::mem::replace(&mut address.target, target) == target {
+            return Vec::new();
+        }
+        let rested = address.rests_for.take().is_some();
+        let mut changes = self.dial_those_that_rest_for(number);
+        if rested {
+            changes.push(RestChange {
+                number,
+                rests: false,
+            });
+        }
         changes
     }
 
@@ -229,6 +250,18 @@ mod tests {
         assert_eq!(same_server.ended(2), []);
         assert_eq!(same_server.ended(1), []);
         assert!(same_server.addresses.is_empty());
+    }
+
+    #[test]
+    fn one_that_goes_to_another_configured_server_rests_for_none_of_the_earlier_one() {
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        assert_eq!(same_server.registered(2, 0, ONE), rest(2));
+        assert_eq!(same_server.moved(2, 0), []);
+        assert_eq!(same_server.moved(2, 1), [dial(2)]);
+        assert_eq!(same_server.registered(3, 0, ONE), rest(3));
+        assert_eq!(same_server.moved(1, 1), [dial(3)]);
+        assert_eq!(same_server.moved(4, 1), [], "it is not known");
     }
 
     /// The state of a simulated client's addresses.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use qmux_config::Lanes;
 
 use super::demand::{Change, Demand, Work};
@@ -27,17 +28,26 @@ const NOBODY: u64 = 0;
 /// The instance is not known yet.
 const UNKNOWN: u64 = 0;
 
+/// The configured server that an address comes from. It never changes; another one takes its place.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    /// Tells the configured servers of this process apart, also successive ones of one index.
+    pub(crate) number: u64,
+    /// The index of the configured server.
+    pub(crate) target: usize,
+    /// The name that the server's certificate must have.
+    pub(crate) server_name: String,
+}
+
 /// One server.
 #[derive(Debug)]
 pub(crate) struct ServerState {
     /// Tells the servers of this process apart, also successive ones at one address.
     pub(crate) number: u64,
-    /// The index of the configured server that it comes from.
-    pub(crate) target: usize,
     /// The address of the server.
     pub(crate) address: SocketAddr,
-    /// The name that the server's certificate must have.
-    pub(crate) server_name: String,
+    /// Another configuration changes it, and lanes are registered anew then.
+    configured: ArcSwap<Configured>,
     /// The number of cores that the server last reported; 0 until then.
     cores: AtomicUsize,
     /// A part of the instance id that the server last reported; several servers may be behind one
@@ -94,15 +104,13 @@ pub(crate) fn instance_number(instance_id: &[u8; 16]) -> u64 {
 impl ServerState {
     pub(crate) fn new(
         number: u64,
-        target: usize,
         address: SocketAddr,
-        server_name: String,
+        configured: Arc<Configured>,
     ) -> Arc<ServerState> {
         Arc::new(ServerState {
             number,
-            target,
             address,
-            server_name,
+            configured: ArcSwap::new(configured),
             cores: AtomicUsize::new(0),
             instance: AtomicU64::new(UNKNOWN),
             demand: Mutex::default(),
@@ -120,6 +128,21 @@ impl ServerState {
             transport: TransportState::new(Instant::now()),
             last_alarm_ms: AtomicU64::new(0),
         })
+    }
+
+    /// The configured server that the address comes from now.
+    pub(crate) fn configured(&self) -> Arc<Configured> {
+        self.configured.load_full()
+    }
+
+    /// Makes this the configured server that the address comes from.
+    pub(super) fn configure(&self, configured: &Arc<Configured>) {
+        self.configured.store(Arc::clone(configured));
+    }
+
+    /// The index of the configured server that the address comes from now.
+    pub(crate) fn target(&self) -> usize {
+        self.configured.load().target
     }
 
     /// The number of cores that the server last reported; 0 until then.
@@ -330,7 +353,12 @@ mod tests {
 
     fn server() -> Arc<ServerState> {
         let address = "192.0.2.1:8443".parse().expect("literal");
-        ServerState::new(1, 0, address, "server".into())
+        let configured = Configured {
+            number: 1,
+            target: 0,
+            server_name: "server".into(),
+        };
+        ServerState::new(1, address, Arc::new(configured))
     }
 
     #[test]

@@ -4,22 +4,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{Client, Config};
+use qmux_config::{Client, Config, ServerTarget};
 
 use super::{ClientSettings, ClientShared, PoisonError, Target};
 use crate::client::MAIL_PAUSE;
 use crate::client::mail::ClientMail;
-use crate::client::servers::roster::Roster;
+use crate::client::servers::roster::{Roster, RosterChange};
 use crate::client::services::Services;
 use crate::core::mailbox::Post;
 use crate::quic::credentials::{ClientCredentials, KeptCredentials};
 use crate::resolve::{Keeper, Name};
 
-/// How long another configuration waits for the names of its services.
-const HOSTS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long another configuration waits for the names of its services, and for those of servers
+/// that may be the same as those that it removes.
+const NAMES_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause between two checks whether the names are known.
-const HOSTS_POLL: Duration = Duration::from_millis(5);
+const NAMES_POLL: Duration = Duration::from_millis(5);
 
 /// How long to retry telling a core whose mailbox is full. A core that takes nothing for this long
 /// is stuck.
@@ -40,9 +41,10 @@ pub(crate) struct Prepared {
     targets_new: Vec<NewTarget>,
 }
 
-/// A configured server that is new.
+/// A configured server that is new, or has other settings than before.
 #[derive(Debug)]
 struct NewTarget {
+    /// Its index. One with other settings keeps the index of that before.
     place: usize,
     target: Arc<Target>,
     keepers: Vec<Keeper>,
@@ -76,57 +78,32 @@ impl ClientShared {
         let hosts_new = new.map(|host| self.host_keeper(host));
         let hosts_new = hosts_new.collect::<Result<_, _>>().map_err(no_thread)?;
         let gone = known.iter().filter(|host| !is_among(host, &wanted));
+        let (targets_gone, new) = changed_targets(&self.targets(), &client.servers);
+        let prepare_target = |(place, configured): (usize, &ServerTarget)| {
+            let target = Arc::new(Target::new(configured));
+            let keepers = self.target_keepers(place, &target, post)?;
+            Ok(NewTarget {
+                place,
+                target,
+                keepers,
+            })
+        };
+        let targets_new = new.into_iter().map(prepare_target);
+        let targets_new = targets_new.collect::<Result<_, _>>().map_err(no_thread)?;
         Ok(Prepared {
             config: Arc::clone(config),
             credentials,
             hosts_gone: gone.cloned().collect(),
             hosts_new,
             services,
-            targets_gone: self.targets_gone(client),
-            targets_new: self.targets_new(client, post).map_err(no_thread)?,
+            targets_gone,
+            targets_new,
         })
     }
 
-    fn targets_gone(&self, client: &Client) -> Vec<usize> {
-        let targets = self.targets();
-        let gone = targets
-            .iter()
-            .enumerate()
-            .filter(|(_, it)| !it.name.is_given_up() && !client.servers.contains(&it.configured));
-        gone.map(|(place, _)| place).collect()
-    }
-
-    fn targets_new(
-        self: &Arc<Self>,
-        client: &Client,
-        post: &Arc<dyn Post<ClientMail>>,
-    ) -> std::io::Result<Vec<NewTarget>> {
-        let mut targets = self.targets().to_vec();
-        let mut new = Vec::new();
-        for configured in &client.servers {
-            let known = targets.iter().position(|it| it.configured == *configured);
-            if known.is_some_and(|known| !targets[known].name.is_given_up()) {
-                continue;
-            }
-            let target = Arc::new(Target::new(configured));
-            // A server that was configured before has its index already.
-            let place = known.unwrap_or(targets.len());
-            match targets.get_mut(place) {
-                Some(before) => *before = Arc::clone(&target),
-                None => targets.push(Arc::clone(&target)),
-            }
-            new.push(NewTarget {
-                place,
-                keepers: self.target_keepers(place, &target, post)?,
-                target,
-            });
-        }
-        Ok(new)
-    }
-
-    /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed
-    /// are replaced: the new ones register before the old ones are left to their flows. Returns
-    /// what did not work.
+    /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed,
+    /// or whose server has other settings, are replaced: the new ones register before the old ones
+    /// are left to their flows. Returns what did not work.
     pub(crate) fn take_up(&self, prepared: Prepared, post: &dyn Post<ClientMail>) -> Vec<String> {
         let before = self.settings();
         let Some(client) = prepared.config.client.as_ref() else {
@@ -137,7 +114,7 @@ impl ClientShared {
         let services = prepared.services;
         let are_others = !Arc::ptr_eq(&services, &before.services);
         if are_others {
-            wait_until_asked(&services);
+            wait_until(|| services.are_known());
         }
         let timing = |it: &Client| {
             (
@@ -154,63 +131,115 @@ impl ClientShared {
             generation: before.generation + u64::from(anew),
         }));
         prepared.hosts_gone.iter().for_each(|host| host.give_up());
-        for place in prepared.targets_gone {
-            self.remove_target(place);
-        }
-        for new in prepared.targets_new {
-            self.add_target(new);
-        }
+        self.take_up_targets(prepared.targets_new, &prepared.targets_gone);
         tell_cores_to_plan(post)
     }
 
-    /// Removes a configured server.
-    fn remove_target(&self, place: usize) {
-        if let Some(target) = self.targets().get(place) {
-            target.name.give_up();
-            if let Ok(Some(proxy)) = &target.proxy {
-                proxy.name.give_up();
-            }
-        }
-        let news = self.on_roster(|roster| roster.remove(place));
-        self.say_news(place, &news);
-    }
-
-    fn add_target(&self, new: NewTarget) {
-        let NewTarget {
-            place,
-            target,
-            keepers,
-        } = new;
+    /// Adds and changes configured servers, and removes those that are gone. The latter go last, so
+    /// that a server at the same address as a new one keeps its lanes until others serve.
+    fn take_up_targets(&self, new: Vec<NewTarget>, gone: &[usize]) {
         let mut targets = self.targets().to_vec();
-        match targets.get_mut(place) {
-            Some(before) => *before = Arc::clone(&target),
-            None => {
-                targets.push(Arc::clone(&target));
-                self.on_roster(|roster| roster.add(target.server_name.clone()));
+        for NewTarget { place, target, .. } in &new {
+            match targets.get_mut(*place) {
+                Some(before) => {
+                    before.give_up();
+                    *before = Arc::clone(target);
+                }
+                None => targets.push(Arc::clone(target)),
             }
         }
         self.targets.store(Arc::new(targets));
-        if target.name.is_literal() {
-            self.resolved(place, &target.name.addresses());
+        let mut names = Vec::new();
+        for NewTarget {
+            place,
+            target,
+            keepers,
+        } in new
+        {
+            let server_name = target.server_name.clone();
+            self.on_roster(|it| it.configure(place, server_name, target.asks_its_proxy()));
+            // Only now there is a place for their answers.
+            keepers.into_iter().for_each(Keeper::begin);
+            names.push((place, Arc::clone(&target.name)));
         }
-        // Only now there is a place for their answers.
-        keepers.into_iter().for_each(Keeper::begin);
+        if !gone.is_empty() {
+            wait_until(|| names.iter().all(|(_, name)| name.was_asked()));
+        }
+        for (place, name) in names {
+            self.answered(&name, place, &name.addresses());
+        }
+        for place in gone {
+            if let Some(target) = self.targets().get(*place) {
+                target.give_up();
+            }
+            self.on_roster(|roster| roster.remove(*place));
+        }
     }
 
-    fn on_roster<T>(&self, change: impl FnOnce(&mut Roster) -> T) -> T {
+    /// Changes the list of servers.
+    fn on_roster(&self, change: impl FnOnce(&mut Roster) -> RosterChange) {
         let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut roster);
+        let news = change(&mut roster);
         self.servers.store(Arc::new(roster.servers().to_vec()));
-        result
+        drop(roster);
+        self.take_news(&news);
     }
 }
 
-/// Waits until the addresses of the services are known, or known to be unknown, but not for long: a
-/// lane brings flows at once.
-fn wait_until_asked(services: &Services) {
-    let until = Instant::now() + HOSTS_PATIENCE;
-    while !services.are_known() && Instant::now() < until {
-        std::thread::sleep(HOSTS_POLL);
+impl Target {
+    /// Keeps its names fresh no more: it is removed, or another one takes its place.
+    fn give_up(&self) {
+        self.name.give_up();
+        if let Ok(Some(proxy)) = &self.proxy {
+            proxy.name.give_up();
+        }
+    }
+}
+
+/// What changes from the configured servers `targets` to `wanted`: the indexes of those that are
+/// removed, and those that are new or have other settings, with their indexes. A server keeps its
+/// index if its host and port stay.
+fn changed_targets<'a>(
+    targets: &[Arc<Target>],
+    wanted: &'a [ServerTarget],
+) -> (Vec<usize>, Vec<(usize, &'a ServerTarget)>) {
+    let configured = |place: &usize| &targets[*place].configured;
+    let (given_up, current): (Vec<usize>, Vec<usize>) =
+        (0..targets.len()).partition(|place| targets[*place].name.is_given_up());
+    let (stay, mut gone): (Vec<usize>, Vec<usize>) = current
+        .iter()
+        .partition(|place| wanted.contains(configured(place)));
+    let mut new: Vec<(usize, &ServerTarget)> = Vec::new();
+    let mut next = targets.len();
+    for server in wanted {
+        let is_there = stay.iter().any(|place| configured(place) == server);
+        if is_there || new.iter().any(|(_, it)| *it == server) {
+            continue;
+        }
+        let address = (&server.host, server.port);
+        let at_same = |place: &usize| {
+            let before = configured(place);
+            (&before.host, before.port) == address
+        };
+        let place = if let Some(changed) = gone.iter().position(at_same) {
+            gone.remove(changed)
+        } else if let Some(again) = given_up.iter().find(|place| configured(place) == server) {
+            // A server that was configured before has its index already.
+            *again
+        } else {
+            next += 1;
+            next - 1
+        };
+        new.push((place, server));
+    }
+    (gone, new)
+}
+/// Waits until names are known, or known to be unknown, but not for long: a lane brings flows at
+/// once.
+fn wait_until(are_known: impl Fn() -> bool) {
+    let until = Instant::now() + NAMES_PATIENCE;
+    while !are_known() && Instant::now() < until {
+        std::thread::sleep(NAMES_POLL);
     }
 }
 

@@ -101,6 +101,18 @@ impl Plan {
         addresses.overlap(address)
     }
 
+    /// The addresses of the door of this process, one that stays or one that this plan closes, that
+    /// clients reach at this address.
+    pub(crate) fn own_door_at(&self, address: SocketAddr) -> Option<&[SocketAddr]> {
+        let stay = self.doors.iter().filter(|door| !door.is_new);
+        let mut doors = stay.map(|it| &it.door).chain(&self.doors_closed);
+        let own = doors.find(|door| {
+            let addresses: Addresses = door.quic_addrs.iter().copied().collect();
+            addresses.overlap(address)
+        });
+        own.map(|door| &*door.quic_addrs)
+    }
+
     /// Addresses at which UDP visitors are to be taken.
     pub(in crate::server) fn opens_udp(&self) -> Addresses {
         let services = self.doors.iter().flat_map(|door| &door.services);
@@ -301,7 +313,7 @@ pub(in crate::server) fn plan(
     for wanted in &settings.server().doors {
         let known = left
             .iter()
-            .position(|it| it.quic_addrs == wanted.quic_addrs);
+            .position(|it| are_the_same(&it.quic_addrs, &wanted.quic_addrs));
         let (door, is_new) = match known {
             Some(known) => (Arc::clone(left.remove(known)), false),
             None => (SharedDoor::new(numbers.door(), wanted, cores), true),
@@ -321,6 +333,11 @@ pub(in crate::server) fn plan(
         }
     }
     plan
+}
+
+/// Whether two lists hold the same addresses, in whatever order.
+fn are_the_same(one: &[SocketAddr], other: &[SocketAddr]) -> bool {
+    one.len() == other.len() && one.iter().all(|address| other.contains(address))
 }
 
 fn plan_services(

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use crate::support::certs::SERVER_NAME;
 use crate::support::door::{Door, DoorSetup, entry_by, published};
 use crate::support::http;
 use crate::support::ports;
@@ -11,6 +12,7 @@ use crate::support::subject;
 use crate::support::tunnel::Site;
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
+use crate::support::visits::{Visits, summary};
 use crate::support::wait;
 
 use super::{ConfigFile, door, offering, wait_until_refused};
@@ -125,8 +127,7 @@ fn a_server_that_is_added_gets_lanes_and_one_that_is_removed_loses_them() {
     let server = |door: &Door| {
         format!(
             "[[client.servers]]\naddress = \"{}\"\nserver_name = \"{}\"\n",
-            door.quic[0],
-            crate::support::certs::SERVER_NAME
+            door.quic[0], SERVER_NAME
         )
     };
     file.append(&server(&second));
@@ -254,5 +255,59 @@ fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_fl
     file.taken_up();
     wait_until_ready_at_both_ends(&door, &file);
     visitor::echo(door.traffic("a"), b"served at its new place");
+    visitor::exchange(&mut flow, b"after");
+}
+
+/// How many lanes this client has registered so far.
+fn registrations(client: &Program) -> usize {
+    let lines = client.lines();
+    let registered = lines.iter().filter(|line| line.contains("lane registered"));
+    registered.count()
+}
+
+#[test]
+fn a_server_whose_transport_name_or_address_changes_leaves_no_moment_without_a_lane() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, _file) = door(&site, &["a"], "");
+    let service = TcpService::echo();
+    let (client, file) = client(&site, "nas", &["a"], service.address, &door);
+    visitor::wait_until_served(door.traffic("a"));
+    let mut flow = visitor::connect(door.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    let quic = door.quic[0];
+    let at = |address: &str, name: &str, transport: &str| {
+        format!(
+            "[[client.servers]]\naddress = \"{address}\"\nserver_name = \"{name}\"\n\
+             transport = \"{transport}\"\n"
+        )
+    };
+    let literal = quic.to_string();
+    let named = format!("localhost:{}", quic.port());
+    let entries = [
+        at(&literal, SERVER_NAME, "tls"),
+        at(&literal, "127.0.0.1", "tls"),
+        at(&literal, "127.0.0.1", "quic"),
+        at(&named, "127.0.0.1", "quic"),
+        at(&named, SERVER_NAME, "auto"),
+    ];
+    let before =
+        format!("[[client.servers]]\naddress = \"{literal}\"\nserver_name = \"{SERVER_NAME}\"\n");
+    let text = file.text();
+    assert!(text.contains(&before), "{text}");
+    let visits = Visits::start(door.traffic("a"), 200);
+    for entry in entries.iter().cycle().take(3 * entries.len()) {
+        let registered = registrations(&client);
+        file.write(&text.replace(&before, entry));
+        file.taken_up();
+        wait::until_true("a lane registers by the new entry", || {
+            registrations(&client) > registered
+        });
+    }
+    let visits = visits.finish();
+    let failed = visits.iter().filter(|visit| visit.result.is_err()).count();
+    assert_eq!(failed, 0, "{}", summary(&visits));
     visitor::exchange(&mut flow, b"after");
 }

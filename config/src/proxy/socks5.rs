@@ -1,8 +1,7 @@
 //! SOCKS version 5 (RFC 1928) with a user and a password (RFC 1929). No I/O here.
 
-use qmux_config::ProxyAddress;
-
 use super::{Place, Step};
+use crate::transport::ProxyAddress;
 
 const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use qmux_config::{Networks, ProxyAddress};
+use crate::networks::Networks;
+use crate::transport::ProxyAddress;
 
 /// The environment variables that may name a proxy for TLS, the first one first.
 const PROXY_VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];

@@ -1,8 +1,8 @@
 //! HTTP proxies: the method CONNECT (RFC 9110, section 9.3.6). No I/O here.
 
-use qmux_config::{ProxyAddress, Secret};
-
 use super::{Place, Step};
+use crate::secret::Secret;
+use crate::transport::ProxyAddress;
 
 /// The most headers of an answer that is accepted.
 const HEADERS_MAX: usize = 64;
