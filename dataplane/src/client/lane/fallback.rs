@@ -11,7 +11,9 @@
 //! gets through the lane moves back, however often UDP has failed before: a network that is good
 //! again must not be left unused, and the pauses need not grow. On a path that lets handshakes
 //! through and nothing else, or each flow of UDP for a while, a return costs one short pause and no
-//! flow, because the TLS connection is kept beside UDP for long enough to find out.
+//! flow, because the TLS connection is kept beside UDP for long enough to find out. A path that
+//! lets a trickle of UDP through answers every probe, and costs seconds until the losses are known;
+//! so when most was lost soon after a return, what a probe finds counts after twice the time.
 //!
 //! **From TLS to TLS.** A TLS connection may fall silent as well: the client has moved to another
 //! network, or a firewall has forgotten the connection without a reset to either side. So a lane
@@ -45,7 +47,8 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// further one. It holds also after the first connection that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// The most times that [`DIAL_PAUSE`] is doubled: to half a minute.
+/// The most times that [`DIAL_PAUSE`] is doubled, to half a minute, and [`QUIC_PAUSE`] for a path
+/// that carries a trickle, to a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
 /// The most times that the pause before another second connection is doubled. If the first
@@ -69,6 +72,9 @@ const SAID_FOR: Duration = Duration::from_secs(6);
 /// How long a TLS connection is kept that is not needed any more: as long as a path may take that
 /// lets UDP pass only for a while.
 const SPARE_FOR: Duration = Duration::from_secs(45);
+
+/// UDP that has carried a lane for this long carried more than a trickle.
+const STEADY: Duration = Duration::from_secs(10 * 60);
 
 /// The reason why a lane moves, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +179,10 @@ pub(super) struct Fallback {
     /// The time at which QUIC was probed last.
     probed_at: Option<Instant>,
     quic_passes: bool,
+    /// QUIC that passes before this time carries only a trickle, as it did before.
+    distrusted_until: Instant,
+    /// How many times in a row most of what was sent was lost soon after a return to UDP.
+    trickles: u32,
     /// The time at which the lane moved to its present transport; earlier questions were asked
     /// elsewhere.
     rides_since: Instant,
@@ -205,6 +215,8 @@ impl Fallback {
             look_at: now,
             probed_at: None,
             quic_passes: false,
+            distrusted_until: now,
+            trickles: 0,
             rides_since: now,
             signs: Signs::default(),
         }
@@ -355,6 +367,12 @@ impl Fallback {
         if why != Why::TlsIsBack {
             self.probe_at = now + QUIC_PAUSE;
         }
+        if why == Why::UdpLosesMost {
+            let has_lasted = now >= self.rides_since + STEADY;
+            self.trickles = if has_lasted { 0 } else { self.trickles + 1 };
+            let doublings = self.trickles.saturating_sub(1).min(DOUBLINGS_MAX);
+            self.distrusted_until = now + QUIC_PAUSE * (1 << doublings);
+        }
         self.riding = Riding::Tls;
         self.rides_since = now;
         self.quic_passes = false;
@@ -431,7 +449,9 @@ impl Fallback {
     pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
         self.probed_at = Some(found);
-        self.quic_passes = passes && self.riding == Riding::Tls;
+        // While TLS is silent, a trickle is better than nothing.
+        let counts = found >= self.distrusted_until || self.signs.unanswered_since.is_some();
+        self.quic_passes = passes && counts && self.riding == Riding::Tls;
         self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 

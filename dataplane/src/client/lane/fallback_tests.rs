@@ -84,13 +84,22 @@ fn a_lane_of_which_most_is_lost_goes_to_tls_although_it_is_answered() {
     // Losses on TLS are none of its business.
     lane.loses_most(now + s(1));
     assert_eq!(ask(&mut lane, now + s(1), None), None);
-    // A trickle lets the probe through: the next one comes no sooner, and no later.
+    // A trickle lets the probe through.
     lane.probed(now + s(30), true);
     let back = Action::Ride(Riding::Udp, Why::QuicPasses);
     assert_eq!(ask(&mut lane, now + s(30), None), Some(back));
     lane.loses_most(now + s(34));
     assert_eq!(ask(&mut lane, now + s(34), None), Some(ride));
-    assert_eq!(lane.probe_at, now + s(34) + QUIC_PAUSE);
+    // QUIC is probed as often as ever, but that it passes counts after twice the time.
+    let at = now + s(34) + QUIC_PAUSE;
+    let probe = Some(Action::ProbeQuic(QUIC_PAUSE));
+    assert_eq!(ask(&mut lane, at, None), probe);
+    lane.probed(at, true);
+    assert_eq!(ask(&mut lane, at, None), None);
+    let at = at + QUIC_PAUSE;
+    assert_eq!(ask(&mut lane, at, None), probe);
+    lane.probed(at, true);
+    assert_eq!(ask(&mut lane, at, None), Some(back));
 }
 
 #[test]

@@ -297,12 +297,12 @@ impl Service {
         }
     }
 
-    /// Whether UDP visitors at `port` tell of the whole service: it is the first of its ports, here
-    /// or, if the port is the visitor's, at the server.
-    pub(super) fn tells_of_all(&self, port: u16, there: Option<TrafficPorts>) -> bool {
+    /// Whether a UDP visitor tells of the whole service, because it has one port, here or, if the
+    /// port is the visitor's, at the server. Ports of a range may be opened as they are needed.
+    pub(super) fn tells_of_all(&self, there: Option<TrafficPorts>) -> bool {
         match self.local.ports {
-            LocalPorts::These(ports) => ports.first() == port,
-            LocalPorts::Same => there.is_some_and(|there| there.first == port),
+            LocalPorts::These(ports) => ports.count() == 1,
+            LocalPorts::Same => there.is_some_and(|there| there.count == 1),
         }
     }
 

@@ -230,7 +230,14 @@ impl ClientFlows {
         let mut refused_at = Vec::new();
         let Some(service) = self.dial(&wanted, &mut refused_at) else {
             self.counters().udp_dropped_socket_error.increment();
-            self.tell_closed(id, FlowError::DialFailed, now);
+            // Whether anybody listens is not known if it was a want of this host's own.
+            let all_refused = refused_at.len() >= addresses.len();
+            let reason = if all_refused {
+                FlowError::DialFailed
+            } else {
+                FlowError::LimitReached
+            };
+            self.tell_closed(id, reason, now);
             return None;
         };
         let visitor = wanted.visitor;

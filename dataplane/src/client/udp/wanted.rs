@@ -85,7 +85,7 @@ impl Wanted {
             visitor,
             service: Arc::clone(service),
             port,
-            tells_of_all: service.tells_of_all(port, there),
+            tells_of_all: service.tells_of_all(there),
             header: header.into(),
         })
     }

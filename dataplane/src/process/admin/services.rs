@@ -84,8 +84,7 @@ impl ServiceStates {
     /// Encodes the number of refused visitors, by reason ([`RefusalCounters`]).
     fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let name = format!("{}_refused", self.prefix);
-        let help =
-            "TCP visitors reset, and datagrams of UDP visitors without a flow dropped, by reason.";
+        let help = "TCP visitors reset, and datagrams of UDP visitors dropped that got no flow, by reason.";
         let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
         for state in &self.states {
             for (reason, value) in state.refusals() {

@@ -255,7 +255,7 @@ impl Lane {
             || self.release_at.get().is_some()
             || self.ack_delay.blocked.get()
             // quiche calls a window open that has no room for a packet.
-            || self.unsent.waiting() > 0
+            || self.unsent.waits_for_window()
             || self.room.len() > 0
     }
 }

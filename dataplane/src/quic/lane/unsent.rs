@@ -27,6 +27,8 @@ pub(in crate::quic) struct Unsent {
     waiting: Cell<usize>,
     /// Bytes that waited when the window was last found full.
     behind_window: Cell<usize>,
+    /// Whether the window was full when quiche was last asked for packets.
+    stopped_by_window: Cell<bool>,
     /// Bytes written since the last packet came.
     written: Cell<usize>,
     /// Bytes sent since the last packet came.
@@ -39,6 +41,12 @@ impl Unsent {
     /// Bytes that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.get()
+    }
+
+    /// Whether something may wait for the congestion window: the peer's next acknowledgement may
+    /// let it be sent.
+    pub(super) fn waits_for_window(&self) -> bool {
+        self.waiting.get() > 0 || self.stopped_by_window.get()
     }
 
     /// Counts bytes that flows have written.
@@ -79,7 +87,9 @@ impl Unsent {
     /// allow it. `capacity` is what it would take of streams.
     pub(in crate::quic) fn stopped(&self, capacity: Option<usize>, packet: usize) {
         let window = capacity.map(|capacity| capacity + self.written.get());
-        if window.is_some_and(|window| self.sent.get() + packet > window) {
+        let by_window = window.is_some_and(|window| self.sent.get() + packet > window);
+        self.stopped_by_window.set(by_window);
+        if by_window {
             self.behind_window.set(self.waiting.get());
         } else {
             // Everything has been sent; what the estimate has left belonged to streams that were

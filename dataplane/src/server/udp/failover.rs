@@ -84,15 +84,15 @@ fn shows_that_it_is_down(reason: FlowError) -> bool {
 pub(crate) struct Unserved {
     /// The number of the visitor's service.
     pub(crate) service: usize,
-    /// Whether the service itself is down. Of a range of ports the first one stands for all, as it
-    /// does in the client's checks by TCP.
+    /// Whether the service itself is down, which a visitor shows only where it has one port: those
+    /// of a range may be opened as they are needed.
     pub(crate) is_down: bool,
 }
 
 impl TrafficSocket {
-    /// Whether the socket has the service's only port, or the first one.
-    fn is_at_first_port(&self) -> bool {
-        self.socket.local_addr().port() == self.service.traffic().ports().first()
+    /// Whether the service has one port.
+    fn is_the_only_port(&self) -> bool {
+        self.service.traffic().ports().count() == 1
     }
 
     /// Counts a visitor who gets no flow.
@@ -433,7 +433,7 @@ impl LaneFlows {
         }
         unserved.then(|| Unserved {
             service: traffic.service.number,
-            is_down: shows_that_it_is_down(reason) && traffic.is_at_first_port(),
+            is_down: shows_that_it_is_down(reason) && traffic.is_the_only_port(),
         })
     }
 }
