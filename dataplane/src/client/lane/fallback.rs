@@ -371,7 +371,8 @@ impl Fallback {
             let has_lasted = now >= self.rides_since + STEADY;
             self.trickles = if has_lasted { 0 } else { self.trickles + 1 };
             let doublings = self.trickles.saturating_sub(1).min(DOUBLINGS_MAX);
-            self.distrusted_until = now + QUIC_PAUSE * (1 << doublings);
+            // The probe that counts may come a little sooner than planned.
+            self.distrusted_until = now + QUIC_PAUSE * (1 << doublings) - QUIC_PAUSE / 2;
         }
         self.riding = Riding::Tls;
         self.rides_since = now;
