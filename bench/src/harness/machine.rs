@@ -1,5 +1,6 @@
 //! What was measured on and with: without it a number means nothing.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn describe(specs: &[Spec], programs: &Path) -> Self {
         let cpu = CpuInfo::current().ok();
-        let cpu = cpu.and_then(|it| Some(it.model_name(0)?.to_owned()));
+        let cpu = cpu.and_then(|it| cpu_name(&it.get_info(0)?));
         let mut files: Vec<_> = specs.iter().filter_map(|it| it.program(programs)).collect();
         files.extend(qmux_harness::find("iperf3"));
         files.dedup();
@@ -70,6 +71,16 @@ impl Machine {
         } = self;
         format!("{cpus} × {cpu}, Linux {kernel}")
     }
+}
+
+/// The name with the numbers of its kind, for clouds give CPUs of several kinds one name.
+fn cpu_name(of_cpu: &HashMap<&str, &str>) -> Option<String> {
+    let name = of_cpu.get("model name")?;
+    let numbers = of_cpu.get("cpu family").zip(of_cpu.get("model"));
+    Some(match numbers {
+        Some((family, model)) => format!("{name} (family {family}, model {model})"),
+        None => (*name).to_owned(),
+    })
 }
 
 /// The price of a system call that does next to nothing: the best of some rounds, for what
@@ -164,6 +175,15 @@ mod tests {
         assert!(it.system_call_ns > 0.0, "{it:?}");
         assert!(it.load_average_before.to_string().len() <= 7, "{it:?}");
         assert!(it.summary().contains("ns per getppid"), "{it:?}");
+    }
+
+    #[test]
+    fn kinds_of_cpus_with_one_name_are_told_apart() {
+        let mut of_cpu = HashMap::from([("model name", "AMD EPYC")]);
+        assert_eq!(cpu_name(&of_cpu).as_deref(), Some("AMD EPYC"));
+        of_cpu.extend([("cpu family", "26"), ("model", "2")]);
+        let name = cpu_name(&of_cpu);
+        assert_eq!(name.as_deref(), Some("AMD EPYC (family 26, model 2)"));
     }
 
     #[test]
