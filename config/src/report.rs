@@ -67,7 +67,7 @@ impl<'a> Report<'a> {
             path: self.source.path.to_owned(),
             position: Some((line, column)),
             key: key.into(),
-            message: message.into(),
+            message: without_secrets(message.into()),
             excerpt: self.source.excerpt(span),
         });
     }
@@ -127,5 +127,19 @@ impl<'a> Report<'a> {
         } else {
             Err(Errors::new(problems))
         }
+    }
+}
+/// The message with nothing between its quotes if that is a private key, or a URL with a password:
+/// values of keys that expect neither are repeated in messages.
+fn without_secrets(message: String) -> String {
+    let Some((first, last)) = message.find('"').zip(message.rfind('"')) else {
+        return message;
+    };
+    let quoted = &message[first..last];
+    let is_secret = quoted.contains("-----BEGIN") || quoted.contains("://") && quoted.contains('@');
+    if is_secret {
+        format!("{}\"…{}", &message[..first], &message[last..])
+    } else {
+        message
     }
 }

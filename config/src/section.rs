@@ -234,10 +234,10 @@ impl<'a> Section<'a> {
             DeValue::Boolean(boolean) => return Some(*boolean),
             // The environment has nothing but strings.
             DeValue::String(text) if self.report.is_expanded(&value.span()) => {
-                if let Ok(boolean) = text.parse() {
+                if let Ok(boolean) = text.trim().parse() {
                     return Some(boolean);
                 }
-                let message = format!("is neither; it must be {allowed}");
+                let message = format!("is no boolean; it must be {allowed}");
                 self.problem_at(key, &value.span(), message);
             }
             other => self.wrong_type(key, &value.span(), other, allowed),

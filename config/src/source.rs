@@ -84,15 +84,21 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The keys with "proxy" in them whose values hold no password.
-const ABOUT_PROXIES: [&str; 3] = ["accept_proxy_from", "proxy_protocol", "proxy_protocol_udp"];
+/// Keys that are called like secrets and hold none.
+const WITHOUT_SECRETS: [&str; 5] = [
+    "accept_proxy_from",
+    "proxy_protocol",
+    "proxy_protocol_udp",
+    "session_ticket_encryption_key_rotation_interval",
+    "session_ticket_encryption_key_rotation_overlap",
+];
 
 /// Whether a line may be quoted. It must be a header, or assign to a key that is a known one or
 /// nearly one: everything else may be the middle of a value, such as a line of a private key that
 /// ends in `=`, or a secret under a key that nobody knows.
 fn is_harmless(line: &str) -> bool {
-    // What has an @ may be the URL of a proxy with a password in it, under whatever key.
-    !line.contains('@') && begins_as_known(line) && !may_hold_secret(line)
+    // What has an @ or is a URL may be that of a proxy with a password in it, under whatever key.
+    !line.contains('@') && !line.contains("://") && begins_as_known(line) && !may_hold_secret(line)
 }
 
 /// Whether the line begins with the name of a known key, or with the header of a known section, or
@@ -107,38 +113,54 @@ fn begins_as_known(line: &str) -> bool {
         let mut parts = name.split('.').map(str::trim);
         parts.all(|part| !part.is_empty() && part.bytes().all(is_bare) && is_known(part))
     };
-    let line = line.trim_start();
+    let line = line.trim();
     if let Some(header) = line.strip_prefix('[') {
         let name = header.strip_prefix('[').unwrap_or(header);
         let end = name.find([']', '#']).unwrap_or(name.len());
-        return bare(&name[..end]);
+        let behind = name[end..].trim_start_matches(']').trim_start();
+        // What else stands there is a value without its line.
+        return bare(&name[..end]) && (behind.is_empty() || behind.starts_with('#'));
     }
     line.split_once('=').is_some_and(|(name, _)| bare(name))
 }
 
 /// Whether a line assigns to a key that is called, or nearly called, a token, a key or a proxy,
-/// whose URL may have a password. Misspelled keys count: the message about `tokne = "…"` must not
-/// print what follows.
+/// whose URL may have a password, or has such a word outside of quotes, where a separator may be
+/// missing. Misspelled keys count: the message about `tokne = "…"` must not print what follows.
 fn may_hold_secret(line: &str) -> bool {
-    const SECRET_LIKE: f64 = 0.6;
-    line.split('=').rev().skip(1).any(|assigned| {
-        let name = assigned
-            .trim_end()
-            .rsplit(|character: char| {
-                !(character.is_alphanumeric() || matches!(character, '_' | '-'))
-            })
-            .find(|part| !part.is_empty())
-            .unwrap_or_default()
-            .to_lowercase();
-        let is_like = |secret| strsim::normalized_damerau_levenshtein(&name, secret) >= SECRET_LIKE;
-        name.contains("secret")
-            || name.contains("pass")
-            || name.contains("tok")
-            || name.ends_with("key")
-            || (name.contains("prox") && !ABOUT_PROXIES.contains(&name.as_str()))
-            || is_like("token")
-            || is_like("proxy")
+    let is_separator =
+        |character: char| !(character.is_alphanumeric() || matches!(character, '_' | '-'));
+    // In TOML a key stands before a =, in YAML and JSON before a colon.
+    let mut parts: Vec<&str> = line.split(['=', ':']).collect();
+    parts.pop();
+    let mut assigned = parts.iter().map(|before| {
+        let mut words = before.rsplit(is_separator);
+        words.find(|word| !word.is_empty()).unwrap_or_default()
+    });
+    let outside_quotes = line.split(['"', '\'']).step_by(2);
+    let mut bare = outside_quotes.flat_map(|part| part.split(is_separator));
+    let is_auth_alone = begins_as_table_without_braces(line);
+    is_auth_alone || assigned.any(names_secret) || bare.any(names_secret)
+}
+
+/// Whether the line gives `auth`, which is a table, a value that is none: it may be the token.
+fn begins_as_table_without_braces(line: &str) -> bool {
+    line.split_once('=').is_some_and(|(name, value)| {
+        name.trim().ends_with("auth") && !value.trim_start().starts_with('{')
     })
+}
+
+/// Whether a key of this name may hold a secret.
+fn names_secret(name: &str) -> bool {
+    const SECRET_LIKE: f64 = 0.6;
+    let name = name.to_lowercase();
+    let is_like = |secret| strsim::normalized_damerau_levenshtein(&name, secret) >= SECRET_LIKE;
+    let has = |word| name.contains(word) && !WITHOUT_SECRETS.contains(&name.as_str());
+    ["secret", "pass", "tok", "key", "prox"]
+        .into_iter()
+        .any(has)
+        || is_like("token")
+        || (is_like("proxy") && !WITHOUT_SECRETS.contains(&name.as_str()))
 }
 
 #[cfg(test)]
@@ -199,6 +221,17 @@ mod tests {
             "address = \"http://me:hunter2@proxy.example:3128\"",
             "pw = \"hunter2\"",
             "hunter2",
+            "auth = \"hunter2\"",
+            "client.auth = 'hunter2'",
+            "auth = { token: \"hunter2\" }",
+            "auth = { \"token\": \"hunter2\" }",
+            "auth = { method = \"token\", token \"hunter2\" }",
+            "clients = [{ name = \"nas\", token: \"hunter2\" }]",
+            "[client.auth] token: \"hunter2\"",
+            "[client.auth] \"hunter2\"",
+            "session_ticket_encryption_keys = \"hunter2\"",
+            "client_key_pem = \"hunter2\"",
+            "address = \"http://me:hunter2\"",
         ] {
             assert_eq!(source(line).excerpt(&(0..1)), None, "{line}");
         }
@@ -229,6 +262,10 @@ mod tests {
             "client.lanes = 0",
             "proxy_protocol = \"v3\"",
             "accept_proxy_from = []",
+            "[client.auth] # the first",
+            "session_ticket_encryption_key_rotation_interval = 0",
+            "auth = { method = \"magic\" }",
+            "host = \"127.0.0.1:80\"",
         ] {
             assert!(source(line).excerpt(&(0..1)).is_some(), "{line}");
         }

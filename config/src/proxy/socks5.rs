@@ -1,5 +1,7 @@
 //! SOCKS version 5 (RFC 1928) with a user and a password (RFC 1929). No I/O here.
 
+use std::fmt;
+
 use super::{Place, Step};
 use crate::transport::ProxyAddress;
 
@@ -23,12 +25,19 @@ enum Waits {
 }
 
 /// One dialogue.
-#[derive(Debug)]
 pub(super) struct Dialogue {
     waits: Waits,
     user: Vec<u8>,
     password: Vec<u8>,
     request: Vec<u8>,
+}
+
+impl fmt::Debug for Dialogue {
+    /// Shows no user and no password.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("Dialogue");
+        shown.field("waits", &self.waits).finish_non_exhaustive()
+    }
 }
 
 impl Dialogue {

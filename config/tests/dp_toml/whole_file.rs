@@ -119,6 +119,12 @@ fn no_part_of_a_secret_is_in_a_report_whatever_is_wrong_around_it() {
         proxy("prxy = \"http://me:hunter2@proxy.example:3128\""),
         proxy("server_nam = \"me:hunter2@proxy.example:3128\""),
         proxy("pw = \"hunter2\""),
+        proxy("transport = \"http://me:hunter2@proxy.example:3128\""),
+        edited(
+            CLIENT,
+            "\"server.example.com\"",
+            "\"http://me:hunter2@proxy.example:3128\"",
+        ),
         edited(
             CLIENT,
             "\"server.example.com:8443\"",
