@@ -147,18 +147,34 @@ impl Doctor<'_> {
             Some(rest) => ([path.fine, rest.fine].concat(), rest.cause),
         };
         for (step, what) in &fine {
-            report.ok(*step, what)?;
+            report.ok(*step, &self.named(what, seen.peer))?;
         }
-        Ok(cause.map_or(Ok(()), |cause| Err(self.named(cause, seen.peer))))
+        let named = |cause: Cause| Cause {
+            sentence: self.named(&cause.sentence, seen.peer),
+            ..cause
+        };
+        Ok(cause.map_or(Ok(()), |cause| Err(named(cause))))
     }
 
     /// Calls a server whose address only its proxy knows by its name.
-    fn named(&self, mut cause: Cause, peer: SocketAddr) -> Cause {
-        if peer.ip() == STAND_IN {
-            let host = &self.server.host;
-            cause.sentence = cause.sentence.replace(&STAND_IN.to_string(), host);
+    fn named(&self, sentence: &str, peer: SocketAddr) -> String {
+        let ends_a_number = |before: &str| before.ends_with(|it: char| it.is_ascii_digit());
+        if peer.ip() != STAND_IN {
+            return sentence.to_owned();
         }
-        cause
+        let stand_in = STAND_IN.to_string();
+        let mut named = String::new();
+        let mut rest = sentence;
+        while let Some((before, behind)) = rest.split_once(&stand_in) {
+            named += before;
+            // Other addresses may end like that: 10.0.0.1.
+            named += match ends_a_number(before) {
+                true => &stand_in,
+                false => &self.server.host,
+            };
+            rest = behind;
+        }
+        named + rest
     }
 
     /// The addition to a sentence that says that UDP does not get through: whether the client can

@@ -58,7 +58,7 @@ impl Local<'_> {
         let udp = || addresses.iter().find(|it| may_take_udp(**it));
         if !self.protocol.tcp() {
             return udp()
-                .map(|address| format!("nobody says that UDP port {address} is closed"))
+                .map(|address| format!("UDP {address} does not report that it is closed"))
                 .ok_or_else(|| self.takes_no_udp(&setting));
         }
         let why = match self.tcp(&addresses) {
@@ -69,7 +69,7 @@ impl Local<'_> {
             && let Some(address) = udp()
         {
             return Ok(format!(
-                "{address} accepts no TCP ({why}), but perhaps UDP: nobody says that it is closed"
+                "{address} accepts no TCP ({why}), but perhaps UDP, which does not report that it is closed"
             ));
         }
         Err(explain::service_unreachable(
