@@ -200,8 +200,8 @@ fn for_clients(plan: &Plan, address: SocketAddr, error: &std::io::Error) -> Fail
     let own: Vec<_> = own.iter().map(|it| format!("\"{it}\"")).collect();
     let why = format!(
         "cannot bind UDP {address}: this process itself takes clients there, with quic_addr = [{0}]; \
-         that key can be changed without a restart only to addresses that are all others: restart, \
-         and the new quic_addr holds, or write [{0}] again",
+         a reload can change quic_addr only if no old address stays in it: restart to use the new \
+         list, or put [{0}] back",
         own.join(", ")
     );
     Failure::Address {
