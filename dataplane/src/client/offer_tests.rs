@@ -286,11 +286,12 @@ fn a_client_offers_all_its_services_and_each_flow_reaches_the_one_that_it_names(
 fn a_visitor_of_a_range_gets_the_port_of_its_position_even_before_the_answers() {
     run(async |config| {
         // Two ports in a row that are free.
-        let (first, listeners) = (0..100)
+        let (first, listeners) = (0..1_000)
             .find_map(|_| {
-                let low = TcpListener::bind("127.0.0.1:0").ok()?;
-                let port = low.local_addr().ok()?.port();
-                let high = TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
+                // The system gives connections the higher ones.
+                let port = rand::random_range(20_000..32_000);
+                let low = TcpListener::bind(("127.0.0.1", port)).ok()?;
+                let high = TcpListener::bind(("127.0.0.1", port + 1)).ok()?;
                 Some((port, [low, high]))
             })
             .expect("two free ports in a row");
