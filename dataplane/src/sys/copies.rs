@@ -10,8 +10,11 @@
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, id};
 
 /// The variable that glibc reads (ld.so(8)); tunables are separated by colons.
@@ -61,8 +64,7 @@ fn may_start_anew() -> bool {
 
 fn start_anew(tunables: Option<OsString>) -> io::Result<Infallible> {
     let mut arguments = env::args_os();
-    // This is not /proc/self/exe, because the process would then have the name "exe".
-    let mut program = Command::new(env::current_exe()?);
+    let mut program = Command::new(own_path()?);
     if let Some(name) = arguments.next() {
         program.arg0(name);
     }
@@ -72,6 +74,22 @@ fn start_anew(tunables: Option<OsString>) -> io::Result<Infallible> {
         .env(STARTED_ANEW, id().to_string())
         .exec();
     Err(error)
+}
+
+/// The path of this program, by which the process keeps its name: that is the last part of the path
+/// that it was started with, which may be a link's. With /proc/self/exe it would be "exe".
+fn own_path() -> io::Result<PathBuf> {
+    let real = env::current_exe()?;
+    let ours = fs::metadata(&real)?;
+    let given = env::args_os().next().map(PathBuf::from);
+    // A name without a directory was searched for.
+    let given = given
+        .filter(|path| path.components().count() > 1)
+        .filter(|path| {
+            let is_ours = |it: Metadata| (it.dev(), it.ino()) == (ours.dev(), ours.ino());
+            fs::metadata(path).is_ok_and(is_ours)
+        });
+    Ok(given.unwrap_or(real))
 }
 
 /// Whether this process has started itself once more before. A child of it has another number.

@@ -56,6 +56,8 @@ fn two_clients_of_one_host_do_not_share_a_cpu() {
     symlink(subject::client(), &program).expect("linked");
     let first = start(&site, &program, "first");
     let cpu_of_first = cpus_of_core(&first);
+    let comm = fs::read_to_string(format!("/proc/{}/comm", first.id())).expect("its name");
+    assert!(comm.starts_with("cpus-"), "{comm}");
     let second = start(&site, &program, "second");
     assert_ne!(cpu_of_first, cpus_of_core(&second));
 }
