@@ -139,12 +139,11 @@ fn may_hold_secret(line: &str) -> bool {
     });
     let outside_quotes = line.split(['"', '\'']).step_by(2);
     let mut bare = outside_quotes.flat_map(|part| part.split(is_separator));
-    let is_auth_alone = begins_as_table_without_braces(line);
-    is_auth_alone || assigned.any(names_secret) || bare.any(names_secret)
+    gives_auth_no_table(line) || assigned.any(names_secret) || bare.any(names_secret)
 }
 
 /// Whether the line gives `auth`, which is a table, a value that is none: it may be the token.
-fn begins_as_table_without_braces(line: &str) -> bool {
+fn gives_auth_no_table(line: &str) -> bool {
     line.split_once('=').is_some_and(|(name, value)| {
         name.trim().ends_with("auth") && !value.trim_start().starts_with('{')
     })
@@ -154,13 +153,13 @@ fn begins_as_table_without_braces(line: &str) -> bool {
 fn names_secret(name: &str) -> bool {
     const SECRET_LIKE: f64 = 0.6;
     let name = name.to_lowercase();
-    let is_like = |secret| strsim::normalized_damerau_levenshtein(&name, secret) >= SECRET_LIKE;
-    let has = |word| name.contains(word) && !WITHOUT_SECRETS.contains(&name.as_str());
-    ["secret", "pass", "tok", "key", "prox"]
-        .into_iter()
-        .any(has)
-        || is_like("token")
-        || (is_like("proxy") && !WITHOUT_SECRETS.contains(&name.as_str()))
+    let has = |word| name.contains(word);
+    let is_like = |word| strsim::normalized_damerau_levenshtein(&name, word) >= SECRET_LIKE;
+    !WITHOUT_SECRETS.contains(&name.as_str())
+        && (["secret", "pass", "tok", "key", "prox"]
+            .into_iter()
+            .any(has)
+            || ["token", "proxy"].into_iter().any(is_like))
 }
 
 #[cfg(test)]
