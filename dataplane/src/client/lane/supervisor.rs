@@ -89,10 +89,11 @@ impl Supervisor {
         generation: Generation,
     ) -> Rc<Supervisor> {
         let mut predecessors = self.predecessors.take();
-        if predecessors.is_empty() {
+        if predecessors.is_empty() && self.serving.borrow().is_some() {
             predecessors.push(Rc::clone(self));
         } else {
-            // This supervisor has not served yet, so those before it still do.
+            // It does not serve, and its attempts would be made beside those of the new one. If
+            // there are any before it, these still serve.
             self.retire(Leaving::Renewed);
         }
         Supervisor::start_after(core, &self.server, self.lane, generation, predecessors)
