@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::lane::{CONTROL_STREAM, Lane};
+use super::lane::{CONTROL_STREAM, Connection, Lane};
 use super::roaming::Way;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
@@ -17,9 +17,30 @@ const PACING_REST: Duration = Duration::from_micros(500);
 
 const _: () = assert!(PACING_REST.as_micros() < PACING_BURST.as_micros());
 
+/// Number of batches that a full congestion window is made of, at least. With one, sender and
+/// receiver work in turns: the one sends the window and waits, the other reads it and acknowledges
+/// it. On a path whose round trips are mostly this work, BBR takes the rate of that for the path's,
+/// and keeps such a window for good: of packets of 1,450 bytes, one lane in five carried 2.6 to 4
+/// Gbit/s instead of 8.4 for as long as it lived (`qmux-bench iperf --cases '=tcp ×1' --path
+/// veth:1500 --seconds 1 --repeats 20`; none of 36 with two batches, and none of 20 with four).
+const BATCHES_PER_WINDOW: usize = 2;
+
+/// The size of a batch from which on the window is asked for.
+const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
+
 /// Space in the buffer behind a full batch, for a packet that does not fit into the batch: quiche
 /// may produce its largest packet, an MTU probe.
 const SPARE_BYTES: usize = 16_384;
+
+/// The most bytes of a batch by the congestion window of `conn`. The kernel's TCP, under TLS, sends
+/// as it sees fit.
+fn bytes_of_window(conn: &Connection, to: Way) -> usize {
+    if to.tls.is_some() {
+        return GSO_BYTES_MAX;
+    }
+    let path = conn.path_stats().find(|path| path.active);
+    path.map_or(GSO_BYTES_MAX, |path| path.cwnd / BATCHES_PER_WINDOW)
+}
 
 /// The bytes for one send call, and their destination.
 #[derive(Debug)]
@@ -97,13 +118,17 @@ impl Batch {
         // paced either: after a time without any acknowledgement quiche's pacer may hold the next
         // packet back for seconds, and on a new path no packet is in flight before it.
         let unpaced = lane.hurries.take() || to.tls.is_some();
+        let mut bytes_max = None;
         loop {
             let used = self.end;
             if used > 0
                 && (self.alone
                     || !used.is_multiple_of(self.segment)
                     || used / self.segment >= segments_max
-                    || used + self.segment > GSO_BYTES_MAX)
+                    || used + self.segment > GSO_BYTES_MAX
+                    || (used >= BATCH_BYTES_SURE
+                        && used + self.segment
+                            > *bytes_max.get_or_insert_with(|| bytes_of_window(&conn, to))))
             {
                 return Filled::More;
             }

@@ -8,6 +8,8 @@
 
 #[cfg(test)]
 mod ack_tests;
+#[cfg(test)]
+mod batch_tests;
 mod broken;
 #[cfg(test)]
 mod datagram_tests;
