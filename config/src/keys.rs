@@ -110,6 +110,7 @@ pub(crate) const KEYS: &[&str] = &[
     "quic.max_idle_timeout",
     "quic.allow_0rtt",
     "quic.max_udp_payload",
+    "quic.busy_poll",
     "udp.session_timeout",
     "udp.unanswered_timeout",
     "udp.enable_fragmentation",

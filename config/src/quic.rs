@@ -69,6 +69,8 @@ pub struct Quic {
     pub allow_0rtt: bool,
     /// Upper bound of path MTU discovery, in bytes of UDP payload.
     pub max_udp_payload: u16,
+    /// Whether a core may look out for the next message for a moment before it sleeps.
+    pub busy_poll: bool,
 }
 
 impl Default for Quic {
@@ -99,6 +101,8 @@ impl Default for Quic {
             // Whatever the path carries, up to loopback and jumbo frames; path MTU discovery finds
             // it.
             max_udp_payload: 16_383,
+            // It is done only while more gets through that way.
+            busy_poll: true,
         }
     }
 }
@@ -150,6 +154,7 @@ impl Quic {
                 UDP_PAYLOAD_BYTES_MIN..=UDP_PAYLOAD_BYTES_MAX,
             )
             .and_then(|bytes| u16::try_from(bytes.into_inner()).ok());
+        let busy_poll = section.boolean("busy_poll");
         section.finish();
         Self {
             congestion_control: congestion_control.unwrap_or(defaults.congestion_control),
@@ -164,6 +169,7 @@ impl Quic {
             max_idle_timeout,
             allow_0rtt: allow_0rtt.unwrap_or(defaults.allow_0rtt),
             max_udp_payload: max_udp_payload.unwrap_or(defaults.max_udp_payload),
+            busy_poll: busy_poll.unwrap_or(defaults.busy_poll),
         }
     }
 }

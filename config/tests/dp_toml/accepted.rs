@@ -106,7 +106,7 @@ fn every_common_key_is_read() {
          max_stream_receive_window = \"1MiB\"\ninitial_connection_receive_window = \"128 KiB\"\n\
          max_connection_receive_window = 0x20_0000\nmax_incoming_streams = 7\n\
          keep_alive_period = \"1s\"\nhandshake_idle_timeout = \"2s\"\nmax_idle_timeout = \"1m30s\"\n\
-         allow_0rtt = false\nmax_udp_payload = 1452\n[udp]\nsession_timeout = \"90s\"\n\
+         allow_0rtt = false\nmax_udp_payload = 1452\nbusy_poll = false\n[udp]\nsession_timeout = \"90s\"\n\
          unanswered_timeout = \"9s\"\n\
          enable_fragmentation = false\n[limits]\nmemory = \"64MiB\"\ndescriptors_reserved = 7\n\
          stall_timeout = \"5s\"\n[admin]\nlisten = \"127.0.0.1:9600\"\n"
@@ -124,6 +124,7 @@ fn every_common_key_is_read() {
         max_idle_timeout: Duration::from_secs(90),
         allow_0rtt: false,
         max_udp_payload: 1452,
+        busy_poll: false,
     };
     assert_eq!(config.quic, quic);
     let udp = Udp {

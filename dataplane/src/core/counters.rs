@@ -369,6 +369,10 @@ counters! {
     service_checks,
     /// Health checks of services that failed.
     service_checks_failed,
+    /// Times that a core looked out for the next message for up to 0.1 ms before it went to sleep.
+    busy_polls,
+    /// Those of them during which nothing came.
+    busy_polls_in_vain,
     /// Bytes from TCP sockets into the tunnel.
     tcp_bytes_in,
     /// Bytes from the tunnel to TCP sockets.

@@ -7,13 +7,15 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use super::task;
+use super::{busy_poll, task};
 
 /// One event. At most one task waits for it at a time; a second one would replace the first.
 #[derive(Debug, Default)]
 pub(crate) struct Event {
     set: Cell<bool>,
     waiter: RefCell<Option<Waker>>,
+    /// When it last woke its task.
+    woke_at: Cell<u32>,
 }
 
 impl Event {
@@ -22,8 +24,15 @@ impl Event {
         if !self.set.replace(true)
             && let Some(waker) = self.waiter.borrow_mut().take()
         {
+            self.woke_at.set(busy_poll::woken());
             waker.wake();
         }
+    }
+
+    /// Whether the task that waited for this event is the last one that was woken on this core: by
+    /// the time it runs, all others have had their turn.
+    pub(crate) fn woke_last(&self) -> bool {
+        self.woke_at.get() == busy_poll::last_wake()
     }
 
     /// Ready (and cleared) once the event has been set.
@@ -117,6 +126,7 @@ async fn bring_back(yielded: Rc<Yielded>) {
         yielded.any.wait().await;
         std::mem::swap(&mut wakers, &mut *yielded.wakers.borrow_mut());
         for waker in wakers.drain(..) {
+            busy_poll::woken();
             waker.wake();
         }
     }

@@ -3,9 +3,11 @@
 //! A core shares nothing with the others except its mailbox, its counters, and the immutable state
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
+pub(crate) mod busy_poll;
 pub(crate) mod counters;
 pub(crate) mod event;
 pub(crate) mod histogram;
+
 pub(crate) mod log_limit;
 pub(crate) mod log_queue;
 pub(crate) mod mailbox;

@@ -138,6 +138,7 @@ impl Pauses {
         self.is_set.set(false);
         self.ended.set(self.ended.get() + 1);
         for waker in self.waiting.borrow_mut().drain(..) {
+            super::busy_poll::woken();
             waker.wake();
         }
     }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 use super::panics::{self, Panicked, contain};
-use super::turn;
+use super::{busy_poll, turn};
 
 /// Starts a task on this core. A panic ends the task and nothing else.
 pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
@@ -23,6 +23,7 @@ pub(crate) fn spawn_or(
     task: impl Future<Output = ()> + 'static,
     clean_up: impl FnOnce() + 'static,
 ) {
+    busy_poll::woken();
     monoio::spawn(Task {
         task: contained(task),
         clean_up: Some(clean_up),

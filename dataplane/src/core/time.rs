@@ -184,6 +184,7 @@ impl Timers {
         for _ in 0..WOKEN_PER_LOOK_MAX {
             let due = self.deadlines.borrow_mut().pop_due(now);
             let Some(waker) = due else { break };
+            super::busy_poll::woken();
             waker.wake();
         }
         let next = self.deadlines.borrow().next();

@@ -159,6 +159,7 @@ impl FlowState {
 
     fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
+            crate::core::busy_poll::woken();
             waker.wake_by_ref();
         }
     }

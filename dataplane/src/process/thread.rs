@@ -17,11 +17,12 @@ use crate::core::event::yield_now;
 use crate::core::mailbox::{Mail as _, Mailbox, Mailboxes};
 use crate::core::panics::{self, contain, core_is_broken};
 use crate::core::turn::by_turns;
-use crate::core::{Cluster, CoreContext, memory, task, time, turn};
+use crate::core::{Cluster, CoreContext, busy_poll, memory, task, time, turn};
 use crate::flow::role::RoleContext;
 use crate::flow::watch::{self, TcpFlows};
 use crate::server::shared::plan::CoreChanges;
 use crate::server::{ServerCore, ServerShared};
+use crate::sys::ring::RingView;
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
 
@@ -64,6 +65,8 @@ pub(crate) struct CoreSetup {
     pub(super) mailboxes: Mailboxes<CoreMail>,
     /// The CPU that its thread is pinned to, if it is.
     pub(crate) cpu: Option<usize>,
+    /// Whether it may busy-poll.
+    pub(crate) busy_poll: bool,
     /// The socket by which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with what this core is to open.
@@ -128,14 +131,23 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
             let mut ring = io_uring::IoUring::builder();
             if interrupts == Interrupts::Never {
                 ring.setup_coop_taskrun();
+                // Busy polling sees in the ring's memory that there is something to be told.
+                ring.setup_taskrun_flag();
             }
-            let built = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-                .enable_timer()
-                .uring_builder(ring)
-                .with_entries(entries)
-                .build();
+            let built = RingView::of(|| {
+                monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+                    .enable_timer()
+                    .uring_builder(ring)
+                    .with_entries(entries)
+                    .build()
+            });
             match built {
-                Ok(mut runtime) => return runtime.block_on(by_turns(async_run(setup, report))),
+                Ok((mut runtime, view)) => {
+                    if let Some(view) = view.filter(|_| setup.busy_poll) {
+                        busy_poll::watch(view);
+                    }
+                    return runtime.block_on(by_turns(async_run(setup, report)));
+                }
                 // This is the error before Linux 5.19.
                 Err(error)
                     if interrupts == Interrupts::Never
@@ -384,6 +396,7 @@ mod tests {
         may_begin.send(()).expect("a place");
         let setup = CoreSetup {
             cpu: None,
+            busy_poll: true,
             index: 0,
             cluster: Arc::clone(&cluster),
             mailboxes: mailboxes.clone(),

@@ -19,6 +19,7 @@ pub(crate) mod memory;
 mod option;
 pub(crate) mod pass;
 pub(crate) mod process;
+pub(crate) mod ring;
 pub(crate) mod route;
 pub(crate) mod steering;
 pub(crate) mod syn_filter;

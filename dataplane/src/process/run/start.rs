@@ -99,7 +99,7 @@ pub(crate) fn start(
     {
         endpoint.start(socket)?;
     }
-    let may_begin = running.start_threads(wakes, opened, &sender)?;
+    let may_begin = running.start_threads(wakes, opened, config.quic.busy_poll, &sender)?;
     let succeeds = inherited.is_some();
     let giver = path.and_then(|_| running.giver(&sender, closer));
     let waiting = path
@@ -296,6 +296,7 @@ impl Running {
         &self,
         wakes: Vec<UnixDatagram>,
         opened: Vec<Option<CoreChanges>>,
+        busy_poll: bool,
         events: &Sender<Event>,
     ) -> Result<Sender<()>, Failure> {
         let (may_begin, begins) = bounded(self.ended.len());
@@ -309,6 +310,7 @@ impl Running {
                 cpu,
                 cluster: Arc::clone(&self.cluster),
                 mailboxes: self.mailboxes.clone(),
+                busy_poll,
                 wake,
                 server: self.server.clone().zip(opened),
                 client: self.client.clone(),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
+use crate::core::busy_poll;
 use crate::core::event::yield_now;
 use crate::core::task::contained;
 use crate::core::turn;
@@ -113,6 +114,9 @@ impl Endpoint {
         // This is checked before anything that costs a system call.
         if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
             return;
+        }
+        if self.flush.woke_last() {
+            busy_poll::turn_over(&self.counters);
         }
         let fine = self.timers.borrow().next();
         let soon = self.delayed_acks.borrow().next();

@@ -11,6 +11,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::busy_poll;
 use crate::core::event::{in_turn, yield_now};
 use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
@@ -91,6 +92,10 @@ impl Endpoint {
                     break;
                 }
                 yield_now().await;
+            }
+            if busy_poll::is_on() {
+                // The flush task does it, behind the flows that these packets are for.
+                self.flush.set();
             }
         }
     }
