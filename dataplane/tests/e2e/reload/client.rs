@@ -255,6 +255,9 @@ fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_fl
     file.taken_up();
     wait_until_ready_at_both_ends(&door, &file);
     visitor::echo(door.traffic("a"), b"served at its new place");
+    door.program.wait_for_line("the server says so", |line| {
+        line.contains("the client reaches its service again") && line.contains("service=\"a\"")
+    });
     visitor::exchange(&mut flow, b"after");
 }
 
