@@ -91,6 +91,8 @@ impl Known {
 #[derive(Debug)]
 struct Target {
     configured: Arc<Configured>,
+    /// Whether its proxy is asked for its name where this host cannot resolve it.
+    asks_its_proxy: bool,
     known: Vec<Known>,
 }
 
@@ -198,7 +200,8 @@ impl Roster {
     }
 
     /// Adds the configured server `target`, which is the next one, or changes it: it keeps its
-    /// addresses, but a stand-in only if its proxy is asked for its name.
+    /// addresses, but a stand-in only if its proxy is asked for its name, or as long as lanes of
+    /// before serve there and nowhere else.
     pub(crate) fn configure(
         &mut self,
         target: usize,
@@ -213,15 +216,41 @@ impl Roster {
         match self.targets.get_mut(target) {
             Some(before) => {
                 before.configured = configured;
-                let stays = |known: &Known| asks_its_proxy || !stand_in::is_one(known.address);
-                before.known.retain(stays);
+                before.asks_its_proxy = asks_its_proxy;
             }
             None => self.targets.push(Target {
                 configured,
+                asks_its_proxy,
                 known: Vec::new(),
             }),
         }
+        self.without_idle_stand_ins()
+    }
+
+    /// Removes the stand-ins of servers whose proxies are not asked for their names any more,
+    /// unless lanes of before serve there and nowhere else.
+    pub(crate) fn without_idle_stand_ins(&mut self) -> RosterChange {
+        let servers = &self.servers;
+        for target in &mut self.targets {
+            let index = target.configured.target;
+            let serves_at = |is_there: &dyn Fn(SocketAddr) -> bool| {
+                let mut there = servers.iter().filter(|it| it.target() == index);
+                there.any(|it| is_there(it.address) && it.lanes() > 0)
+            };
+            let elsewhere = serves_at(&|address| !stand_in::is_one(address));
+            let asks = target.asks_its_proxy;
+            target.known.retain(|Known { address, .. }| {
+                let is_needed = || !elsewhere && serves_at(&|it| it == *address);
+                asks || !stand_in::is_one(*address) || is_needed()
+            });
+        }
         self.renew()
+    }
+
+    /// Whether there are stand-ins of servers whose proxies are not asked for their names.
+    pub(crate) fn has_idle_stand_ins(&self) -> bool {
+        let mut targets = self.targets.iter().filter(|it| !it.asks_its_proxy);
+        targets.any(|it| it.known.iter().any(|it| stand_in::is_one(it.address)))
     }
 
     /// Removes a configured server.
@@ -237,7 +266,10 @@ impl Roster {
     fn renew(&mut self) -> RosterChange {
         let mut news = RosterChange::default();
         let mut servers: Vec<Arc<ServerState>> = Vec::new();
-        for Target { configured, known } in &self.targets {
+        for Target {
+            configured, known, ..
+        } in &self.targets
+        {
             for Known { address, .. } in known {
                 if servers.iter().any(|server| server.address == *address) {
                     continue;
@@ -344,6 +376,48 @@ mod tests {
         roster.servers()[1].lane_registered(1);
         let news = answer(&mut roster, 1, &addresses(&[8]));
         assert_eq!((news.appeared.len(), news.vanished.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_stand_in_without_a_proxy_goes_once_its_lanes_have_ended_or_others_serve() {
+        let stand_in = stand_in::of(0, 8443);
+        let without_proxy = |roster: &mut Roster| roster.configure(0, "server0".into(), false);
+        // Nobody serves there.
+        let mut idle = roster(1);
+        answer(&mut idle, 0, &[stand_in]);
+        assert!(!idle.has_idle_stand_ins());
+        assert_eq!(without_proxy(&mut idle).vanished.len(), 1);
+        // Its lanes end.
+        let mut ending = roster(1);
+        answer(&mut ending, 0, &[stand_in]);
+        let server = Arc::clone(&ending.servers()[0]);
+        server.lane_registered(1);
+        let news = without_proxy(&mut ending);
+        assert_eq!((news.changed.len(), news.vanished.len()), (1, 0));
+        assert!(ending.has_idle_stand_ins());
+        assert!(ending.without_idle_stand_ins().is_empty());
+        server.lane_ended();
+        assert_eq!(ending.without_idle_stand_ins().vanished.len(), 1);
+        // Another address is found, and serves.
+        let mut found = roster(1);
+        answer(&mut found, 0, &[stand_in]);
+        found.servers()[0].lane_registered(1);
+        without_proxy(&mut found);
+        answer(&mut found, 0, &addresses(&[7]));
+        assert!(
+            found.without_idle_stand_ins().is_empty(),
+            "nobody serves there"
+        );
+        let at = |roster: &Roster, address| {
+            let mut servers = roster.servers().iter();
+            servers.find(|it| it.address == address).cloned()
+        };
+        at(&found, addresses(&[7])[0])
+            .expect("known")
+            .lane_registered(1);
+        assert_eq!(found.without_idle_stand_ins().vanished.len(), 1);
+        assert_eq!(listed(&found), [7]);
+        assert!(!found.has_idle_stand_ins());
     }
 
     #[test]
