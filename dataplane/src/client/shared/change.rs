@@ -108,8 +108,8 @@ impl ClientShared {
     }
 
     /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed,
-    /// or whose server has other settings, are replaced: the new ones register before the old ones
-    /// are left to their flows. Returns what did not work.
+    /// or whose server or client has other settings, are replaced: the new ones register before the
+    /// old ones are left to their flows. Returns what did not work.
     pub(crate) fn take_up(&self, prepared: Prepared, post: &dyn Post<ClientMail>) -> Vec<String> {
         let before = self.settings();
         let Some(client) = prepared.config.client.as_ref() else {
@@ -122,15 +122,8 @@ impl ClientShared {
         if are_others {
             wait_until(NAMES_PATIENCE, || services.are_known());
         }
-        let timing = |it: &Client| {
-            (
-                it.heartbeat_interval,
-                it.health_timeout,
-                it.drain_timeout,
-                it.probe_interval,
-            )
-        };
-        let anew = are_others || before.client().map(timing) != Some(timing(client));
+        let alike = before.client().is_some_and(|it| register_alike(it, client));
+        let anew = are_others || !alike;
         self.settings.store(Arc::new(ClientSettings {
             config: Arc::clone(&prepared.config),
             services,
@@ -216,6 +209,21 @@ impl Target {
             proxy.name.give_up();
         }
     }
+}
+
+/// Whether lanes register alike by both configurations, apart from their services and servers.
+fn register_alike(one: &Client, other: &Client) -> bool {
+    let timing = |it: &Client| {
+        (
+            it.heartbeat_interval,
+            it.health_timeout,
+            it.drain_timeout,
+            it.probe_interval,
+        )
+    };
+    // Files that these name may change as well. Whoever changes what is named wants to know now
+    // whether it is good, and not when the lanes of before end.
+    timing(one) == timing(other) && one.auth == other.auth && one.tls == other.tls
 }
 
 /// What changes from the configured servers `targets` to `wanted`: the indexes of those that are

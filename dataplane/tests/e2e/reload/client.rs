@@ -173,13 +173,30 @@ fn a_client_goes_on_with_another_token_when_both_sides_have_changed_it() {
     visitor::wait_until_served(door.traffic("a"));
     site.write("token", new);
     let said = file.taken_up();
-    assert!(!said.contains("secret"), "{said}");
+    assert!(!said.contains("secret of nas"), "{said}");
+    for part in ["no lane can be had by its changed configuration", "token"] {
+        assert!(said.contains(part), "{said}");
+    }
+    visitor::echo(door.traffic("a"), b"the lane of before serves");
     at_server.taken_up();
     door.program.wait_for_line("the old proof ends", |line| {
         line.contains("may not serve here any more")
     });
     visitor::wait_until_served(door.traffic("a"));
     assert_eq!(http::get(file.admin, "/readyz").status, 200);
+    assert_eq!(
+        server_in_status(&file)["outdated_why"],
+        serde_json::Value::Null
+    );
+    // One that the server never gets.
+    site.write("token", "a secret that is not that of the server");
+    let said = file.taken_up();
+    assert!(said.contains("no lane can be had"), "{said}");
+    visitor::echo(door.traffic("a"), b"the lane of before serves");
+    site.write("token", new);
+    let said = file.taken_up();
+    assert!(!said.contains("no lane can be had"), "{said}");
+    visitor::echo(door.traffic("a"), b"served");
 }
 
 /// A door with these services, and a client of `a` that has found out that nobody is at `local`.
