@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::limits;
+use crate::named_file::NamedFile;
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
 use crate::server::ListenerProtocol;
@@ -179,13 +180,11 @@ fn read_list(
     if let Some(file_key) = file_key
         && let Some(path) = section.filled_string(file_key, &form)
     {
-        let file = section.report().resolve(path.get_ref());
-        section.report().reads(&file);
-        match networks::read_file(&file) {
+        let named = NamedFile::of(section, path.get_ref(), None);
+        match networks::read_file(&named.path) {
             Ok(of_file) => networks.extend(of_file),
             Err(message) => {
-                let message = format!("{}: {message}", file.display());
-                section.problem_at(file_key, &path.span(), message);
+                named.problem(section, file_key, &path.span(), &message);
                 right = false;
             }
         }

@@ -10,7 +10,7 @@ use crate::admin::{Admin, AdminListen};
 use crate::client::Client;
 use crate::conflicts::Claims;
 use crate::errors::{Errors, Problem};
-use crate::expand;
+use crate::expand::{self, Part};
 use crate::limits::Limits;
 use crate::places::Places;
 use crate::quic::Quic;
@@ -119,7 +119,7 @@ impl Config {
             report.finish(Claims::default())?;
             unreachable!("syntax errors were reported");
         }
-        if !expand::strings(table.get_mut(), &report, &environment) {
+        if !expand::strings(table.get_mut(), Part::Whole, &report, &environment) {
             // Nobody knows what such a string would have meant, so this comes before the checks of
             // its value.
             report.finish(Claims::default())?;
@@ -181,7 +181,8 @@ pub(crate) fn admin_listen_of(path: &Path) -> Result<Option<AdminListen>, Errors
     let report = Report::new(Source { path, text: &text });
     let environment = |name: &str| std::env::var_os(name);
     let mut listen = None;
-    if expand::strings_of(table.get_mut(), "admin", &report, &environment) {
+    let part = Part::Section("admin");
+    if expand::strings(table.get_mut(), part, &report, &environment) {
         listen = Admin::read_listen_alone(&Section::root(&report, table.get_ref()));
     }
     if listen.is_none() {

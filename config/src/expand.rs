@@ -15,24 +15,20 @@ use crate::report::Report;
 /// The most bytes that one string may become: the longest file that a key names may have as many.
 const EXPANDED_BYTES_MAX: usize = 1 << 20;
 
-/// Expands every string below `table`. Returns false if one cannot be: then the report says which
-/// and why.
-pub(crate) fn strings(
-    table: &mut DeTable<'_>,
-    report: &Report<'_>,
-    environment: &dyn Fn(&str) -> Option<OsString>,
-) -> bool {
-    let walk = Walk {
-        report,
-        environment,
-    };
-    walk.table(table, "")
+/// Which strings of a file are expanded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Every one.
+    Whole,
+    /// Those of the section with this name.
+    Section(&'static str),
 }
 
-/// Expands the strings of one section alone, like [`strings`].
-pub(crate) fn strings_of(
-    table: &mut DeTable<'_>,
-    section: &str,
+/// Expands the strings of a part of `root`. Returns false if one cannot be: then the report says
+/// which and why.
+pub(crate) fn strings(
+    root: &mut DeTable<'_>,
+    part: Part,
     report: &Report<'_>,
     environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> bool {
@@ -40,9 +36,14 @@ pub(crate) fn strings_of(
         report,
         environment,
     };
-    let mut entries = table.iter_mut();
-    let found = entries.find(|(key, _)| key.get_ref() == section);
-    found.is_none_or(|(_, value)| walk.value(value, section))
+    match part {
+        Part::Whole => walk.table(root, ""),
+        Part::Section(name) => {
+            let mut entries = root.iter_mut();
+            let found = entries.find(|(key, _)| key.get_ref() == name);
+            found.is_none_or(|(_, value)| walk.value(value, name))
+        }
+    }
 }
 
 struct Walk<'a> {

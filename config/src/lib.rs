@@ -41,6 +41,7 @@ pub mod import;
 mod keys;
 mod limits;
 mod local_service;
+mod named_file;
 mod networks;
 mod pem;
 mod places;

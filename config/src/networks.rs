@@ -139,7 +139,8 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<IpNet>, String> {
     for (line, text) in (1..).zip(text.lines()) {
         let text = text.split('#').next().unwrap_or_default().trim();
         if !text.is_empty() {
-            networks.push(parse(text).map_err(|wrong| format!("line {line}: {wrong}"))?);
+            networks
+                .push(parse(text).map_err(|wrong| format!("is wrong in line {line}: {wrong}"))?);
         }
     }
     Ok(networks)

@@ -62,14 +62,33 @@ impl<'a> Report<'a> {
         span: &Range<usize>,
         message: impl Into<String>,
     ) {
-        let Position { line, column } = self.source.position(span.start);
+        let problem = self.unquoted(key.into(), span, message.into());
         self.problems.borrow_mut().push(Problem {
+            excerpt: self.source.excerpt(span),
+            ..problem
+        });
+    }
+
+    /// Notes that `key` is wrong, and does not quote its line, because a secret may be there.
+    pub(crate) fn unquoted_problem(
+        &self,
+        key: impl Into<String>,
+        span: &Range<usize>,
+        message: impl Into<String>,
+    ) {
+        let problem = self.unquoted(key.into(), span, message.into());
+        self.problems.borrow_mut().push(problem);
+    }
+
+    fn unquoted(&self, key: String, span: &Range<usize>, message: String) -> Problem {
+        let Position { line, column } = self.source.position(span.start);
+        Problem {
             path: self.source.path.to_owned(),
             position: Some((line, column)),
-            key: key.into(),
-            message: without_secrets(message.into()),
-            excerpt: self.source.excerpt(span),
-        });
+            key,
+            message: without_secrets(message),
+            excerpt: None,
+        }
     }
 
     /// Notes something that works, but that the operator should know.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use toml::Spanned;
 
+use crate::named_file::NamedFile;
 use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
 
@@ -67,13 +68,10 @@ impl Secret {
         key: &'static str,
         file: &Spanned<&str>,
     ) -> Option<Spanned<Self>> {
-        let path = section.report().resolve(file.get_ref());
-        section.report().reads(&path);
-        let problem = |message: String| {
-            let message = format!("{} {message}", path.display());
-            section.problem_at(key, &file.span(), message);
-        };
-        let text = read_file(&path).map_err(problem).ok()?;
+        let named = NamedFile::of(section, file.get_ref(), Some("token"));
+        let path = &named.path;
+        let problem = |message: String| named.problem(section, key, &file.span(), &message);
+        let text = read_file(path).map_err(problem).ok()?;
         // An editor, or `echo`, ends the line, which nobody means to be a part of the secret.
         let secret = text.trim();
         if secret.len() < SECRET_BYTES_MIN {
@@ -84,7 +82,7 @@ impl Secret {
             ));
             return None;
         }
-        if is_exposed(&path) {
+        if is_exposed(path) {
             let message = format!("{} {EXPOSED}", path.display());
             section
                 .report()

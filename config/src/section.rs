@@ -87,6 +87,17 @@ impl<'a> Section<'a> {
         self.report.problem(self.key(key), span, message);
     }
 
+    /// Reports a problem with the value of `key`, of which nothing must be repeated.
+    pub(crate) fn unquoted_problem_at(
+        &self,
+        key: &str,
+        span: &Range<usize>,
+        message: impl Into<String>,
+    ) {
+        let key = self.key(key);
+        self.report.unquoted_problem(key, span, message);
+    }
+
     /// Reports `key` as missing unless the file has it; `allowed` says what it should be.
     pub(crate) fn require(&self, key: &'static str, allowed: &str) {
         if !matches!(self.content, Content::Broken) && !self.has(key) {

@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::file_or_text::FileOrText;
+use crate::named_file::NamedFile;
 use crate::revocation_lists;
 use crate::section::Section;
 use crate::tls_keys;
@@ -305,6 +306,8 @@ struct Source {
     key: &'static str,
     span: Range<usize>,
     from: FileOrText,
+    /// The file, if it is one.
+    named: Option<NamedFile>,
 }
 
 impl Source {
@@ -334,15 +337,16 @@ impl Source {
                     key: section.key(keys.text),
                     text: (*text.get_ref()).to_owned(),
                 },
+                named: None,
             });
         }
         let path = path?;
-        let file = section.report().resolve(path.get_ref());
-        section.report().reads(&file);
+        let named = NamedFile::of(section, path.get_ref(), Some(keys.text));
         Some(Self {
             key: keys.file,
             span: path.span(),
-            from: FileOrText::File(file),
+            from: FileOrText::File(named.path.clone()),
+            named: Some(named),
         })
     }
 
@@ -407,22 +411,21 @@ impl Source {
     }
 
     fn problem(&self, section: &Section<'_>, message: &str) {
-        section.problem_at(self.key, &self.span, self.sentence(message));
+        match &self.named {
+            Some(file) => file.problem(section, self.key, &self.span, message),
+            // The sentence follows the name of the key, which is enough.
+            None => section.problem_at(self.key, &self.span, message),
+        }
     }
 
     fn warning(&self, section: &Section<'_>, message: &str) {
         let key = section.key(self.key);
-        let message = self.sentence(message);
-        section.report().warning(&key, &self.span, &message);
-    }
-
-    /// A sentence about the file. A sentence about a text follows the name of its key, which is
-    /// enough.
-    fn sentence(&self, message: &str) -> String {
-        match &self.from {
+        // There are warnings only of what was read.
+        let message = match &self.from {
             FileOrText::File(path) => format!("{} {message}", path.display()),
             FileOrText::Text { .. } => message.to_owned(),
-        }
+        };
+        section.report().warning(&key, &self.span, &message);
     }
 }
 

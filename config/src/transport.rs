@@ -6,6 +6,7 @@ use std::path::Path;
 use toml::Spanned;
 
 use crate::address::{self, Target};
+use crate::named_file::NamedFile;
 use crate::secret::{self, Secret};
 use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
@@ -138,10 +139,7 @@ impl Proxy {
             }
         };
         if let Some(file) = file {
-            match read_password(section, &file, &parsed) {
-                Ok(password) => parsed.password = Some(password),
-                Err(message) => section.problem_at("password_file", &file.span(), message),
-            }
+            parsed.password = read_password(section, &file, &parsed).or(parsed.password);
         }
         Self::Fixed(parsed)
     }
@@ -151,24 +149,26 @@ fn read_password(
     section: &Section<'_>,
     file: &Spanned<&str>,
     proxy: &ProxyAddress,
-) -> Result<Secret, String> {
+) -> Option<Secret> {
+    let key = "password_file";
+    let misplaced = |message: &str| section.problem_at(key, &file.span(), message);
     if proxy.password.is_some() {
-        return Err("stands beside a password in proxy; it must be one of them".to_owned());
+        misplaced("stands beside a password in proxy; it must be one of them");
+        return None;
     }
     if proxy.user.is_empty() {
-        return Err("has no user to belong to; proxy must name one, as in \
-            \"http://user@host:port\""
-            .to_owned());
+        misplaced("has no user to belong to; proxy must name one, as in \"http://user@host:port\"");
+        return None;
     }
-    let path = section.report().resolve(file.get_ref());
-    section.report().reads(&path);
-    let wrong = |why: String| format!("{} {why}", path.display());
-    let text = secret::read_file(&path).map_err(wrong)?;
+    let named = NamedFile::of(section, file.get_ref(), None);
+    let wrong = |why: String| named.problem(section, key, &file.span(), &why);
+    let text = secret::read_file(&named.path).map_err(wrong).ok()?;
     // An editor, or `echo`, ends the line, which nobody means to be a part of the password.
     let password = text.trim_end_matches(['\r', '\n']);
-    fits(password, "password").map_err(|why| wrong(format!("holds a {why}")))?;
-    warn_if_exposed(section, file, &path);
-    Ok(Secret::new(password.to_owned()))
+    let fits = fits(password, "password").map_err(|why| wrong(format!("holds a {why}")));
+    fits.ok()?;
+    warn_if_exposed(section, file, &named.path);
+    Some(Secret::new(password.to_owned()))
 }
 
 fn warn_if_exposed(section: &Section<'_>, file: &Spanned<&str>, path: &Path) {

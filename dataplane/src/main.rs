@@ -44,10 +44,11 @@ fn main() -> ExitCode {
     if !cli.check {
         sys::copies::make_fast();
     }
+    let log_format = cli.log.log_format;
     let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            logging::say(&format!("qmux-dp: {failure}"));
+            logging::say_last(&failure, log_format);
             failure.code()
         }
     };

@@ -135,6 +135,41 @@ fn help_names_every_option_and_ends_with_0() {
 }
 
 #[test]
+fn the_last_error_of_a_log_in_json_is_json() {
+    let nameless = SERVER.replace("[server]", "[server]\nnonsense = 1");
+    let wrong = Site::new(&at(&nameless, free_address(), free_address()));
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let traffic = taken.local_addr().expect("bound");
+    let in_use = Site::new(&at(SERVER, free_address(), traffic));
+    for (site, part) in [
+        (wrong, "server.nonsense".to_owned()),
+        (in_use, traffic.to_string()),
+    ] {
+        let output = site.run(&["--log-format", "json", "--log-level", "error"]);
+        assert_eq!(output.status.code(), Some(2));
+        let text = stderr(&output);
+        let line = text.trim_end();
+        assert!(!line.contains('\n'), "one line: {text}");
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(line["level"], "ERROR");
+        assert!(
+            line["timestamp"]
+                .as_str()
+                .is_some_and(|it| it.ends_with('Z')),
+            "{line}"
+        );
+        let message = line["message"].as_str().expect("a text");
+        assert!(message.contains(&part), "{message}");
+        let text = stderr(&site.run(&["--log-level", "error"]));
+        assert_eq!(
+            text.trim_end(),
+            format!("qmux-dp: {message}"),
+            "the same as text"
+        );
+    }
+}
+
+#[test]
 fn the_version_is_the_packages_with_the_commit() {
     let output = qmux_dp(&["--version"]);
     assert_eq!(output.status.code(), Some(0));

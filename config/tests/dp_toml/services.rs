@@ -231,7 +231,7 @@ fn a_service_with_a_wrong_value_says_what_it_must_be() {
         (
             ":80\"",
             ":80\"\ndeny_file = \"none.txt\"",
-            "none.txt: does not exist; it must be a file with one network in each line",
+            "none.txt does not exist; it must be a file with one network in each line",
         ),
         (
             ":80\"",
@@ -468,7 +468,7 @@ fn lists_of_networks_stand_in_the_file_or_in_files_of_their_own() {
     let message = problem(&wrong);
     assert!(message.contains("deny_file: "), "{message}");
     assert!(
-        message.contains("wrong.txt: line 2: \"somewhere\" is no network"),
+        message.contains("wrong.txt is wrong in line 2: \"somewhere\" is no network"),
         "{message}"
     );
     file("empty.txt", "# nobody yet\n");

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 
 use qmux_config::{Config, Errors, FileOrText, ServerAuth};
 
-use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path, problem};
+use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path, problem, refuse};
 
 /// `text` with the PEM of `name` in place of the key that names the file.
 fn inline(text: &str, key: &str, name: &str) -> String {
@@ -65,7 +65,7 @@ fn a_file_and_a_text_exclude_each_other() {
         "server_key_file = \"certs/server.key\"",
         "server_key_file = \"certs/server.key\"\nserver_key = \"hunter2\"",
     );
-    let errors = crate::fixture::refuse(&text).to_string();
+    let errors = refuse(&text).to_string();
     assert!(
         errors.contains(
             "server.tls.server_key: stands beside server_key_file; it must be one of them"
@@ -88,7 +88,7 @@ fn ticket_keys_may_stand_in_the_file_itself() {
         .session_ticket_encryption_key;
     let keys = keys.expect("keys").read_ticket_keys().expect("read");
     assert_eq!(keys.len(), 1);
-    let errors = crate::fixture::refuse(&text.replace(&"ab".repeat(80), "hunter2")).to_string();
+    let errors = refuse(&text.replace(&"ab".repeat(80), "hunter2")).to_string();
     assert!(
         errors.contains("session_ticket_encryption_key: has no key in line 1"),
         "{errors}"
@@ -121,12 +121,81 @@ fn a_token_may_be_in_a_file_of_its_own_without_the_end_of_its_line() {
 }
 
 #[test]
+fn a_secret_in_the_place_of_its_file_is_not_repeated() {
+    let secrets = [
+        "hunter2",
+        "correct horse battery staple",
+        "0123456789abcdef0123456789abcdef",
+        "8Kj2VnX4cWqkYh/VgcJ6Zq0sJvF1mB0a/w3cQm9pT1E=",
+        &"8Kj2VnX4".repeat(100),
+    ];
+    let key = std::fs::read_to_string(dir().join("certs/server.key")).expect("read");
+    let proxy = "server_name = \"server.example.com\"\nproxy = \"http://me@proxy:3128\"\n";
+    let at = |secret: &str| {
+        let value = format!("\"\"\"{secret}\"\"\"");
+        let instead = |text: &str, file: &str| edited(text, &format!("\"{file}\""), &value);
+        let with_proxy = format!("{proxy}password_file = {value}");
+        [
+            (
+                "server.auth.token_file",
+                token_server(&format!("token_file = {value}")),
+            ),
+            (
+                "client.auth.token_file",
+                format!("{CLIENT}[client.auth]\ntoken_file = {value}\n"),
+            ),
+            (
+                "client.servers[0].password_file",
+                edited(CLIENT, "server_name = \"server.example.com\"", &with_proxy),
+            ),
+            ("server.auth.ca_cert_file", instead(SERVER, "certs/ca.crt")),
+            (
+                "server.tls.server_cert_file",
+                instead(SERVER, "certs/server.crt"),
+            ),
+            (
+                "server.tls.server_key_file",
+                instead(SERVER, "certs/server.key"),
+            ),
+            (
+                "client.tls.client_key_file",
+                instead(CLIENT, "certs/client.key"),
+            ),
+            (
+                "server.tls.session_ticket_encryption_key_file",
+                format!("{SERVER}session_ticket_encryption_key_file = {value}\n"),
+            ),
+            (
+                "server.listeners[0].allow_file",
+                edited(
+                    SERVER,
+                    "protocol = \"both\"",
+                    &format!("protocol = \"both\"\nallow_file = {value}"),
+                ),
+            ),
+        ]
+    };
+    for secret in secrets.into_iter().chain([key.as_str()]) {
+        for (name, text) in at(secret) {
+            let errors = refuse(&text).to_string();
+            assert!(
+                errors.contains(&format!("{name}: names a file that ")),
+                "{errors}"
+            );
+            for part in secret.split(['\n', ' ']).filter(|part| part.len() > 5) {
+                assert!(!errors.contains(part), "{part:?} in: {errors}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_token_file_that_is_of_no_use_is_told() {
     std::fs::write(dir().join("short"), "hunter2\n").expect("written");
     for (line, expected) in [
         (
-            "token_file = \"none\"",
-            "server.auth.token_file: none does not exist",
+            "token_file = \"none.token\"",
+            "server.auth.token_file: none.token does not exist",
         ),
         (
             "token_file = \"certs\"",

@@ -51,6 +51,12 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
     let target = target(core, server).ok_or("the server is not configured any more")?;
     let socket = match &target.proxy {
         Err(why) => return Err(why.clone()),
+        Ok(None) if stand_in::is_one(server.address) => {
+            return Err(format!(
+                "this host cannot resolve {}, and no proxy is configured that could",
+                target.configured.host
+            ));
+        }
         Ok(None) => connect_to(server.address, patience).await?,
         Ok(Some(proxy)) => {
             let place = place(core, server, &target);

@@ -343,6 +343,7 @@ impl ClientShared {
     /// A lane to `server` has registered with the process of this id. Returns true if the cores
     /// must plan again.
     pub(super) fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
+        let forgotten = self.forget_stand_ins();
         // The lock is held until the result is written, because two cores must not write in another
         // order than they decided.
         let mut same_server = self.same_server();
@@ -355,7 +356,24 @@ impl ClientShared {
                 "another address of a server that is served already; it is dialled when that one fails"
             );
         }
-        change.is_some()
+        change.is_some() || forgotten
+    }
+
+    /// Removes stand-ins that are needed no more: their proxies are not asked for the names any
+    /// more, and no lane is left there, or others serve. Returns true if the cores must plan again.
+    fn forget_stand_ins(&self) -> bool {
+        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        if !roster.has_idle_stand_ins() {
+            return false;
+        }
+        let news = roster.without_idle_stand_ins();
+        if news.is_empty() {
+            return false;
+        }
+        self.servers.store(Arc::new(roster.servers().to_vec()));
+        drop(roster);
+        self.take_news(&news);
+        true
     }
 
     /// A lane to `server` has ended. Returns true if the cores must plan again.
@@ -364,7 +382,8 @@ impl ClientShared {
         let changes = same_server.ended(server.number);
         self.write_rests(&changes);
         drop(same_server);
-        !changes.is_empty()
+        let forgotten = self.forget_stand_ins();
+        !changes.is_empty() || forgotten
     }
 
     /// Nobody answers on any lane to `server` any more, or somebody does again. Returns true if the

@@ -7,6 +7,7 @@ use qmux_config::{Lanes, Transport};
 
 use super::servers::server::ServerState;
 use super::servers::stand_in;
+use super::servers::take_up::Generation;
 use super::servers::transport::{Carried, Riding};
 use super::services::Service;
 use super::services::answers::{Standing, complaint};
@@ -29,6 +30,8 @@ pub(crate) struct ServerView {
     pub(crate) rtt_us: u64,
     /// The state of the server, in a word.
     pub(crate) state: &'static str,
+    /// Why no lane can be had by the present configuration, if lanes of an earlier one serve.
+    pub(crate) outdated_why: Option<Arc<str>>,
 }
 
 /// One service of this client.
@@ -51,6 +54,7 @@ impl ServerState {
         let name = targets.get(self.target()).map(|it| it.name.to_string());
         let name = name.unwrap_or_else(|| self.address.to_string());
         let carried = self.transport.carried();
+        let outdated_why = shared.outdated_why(self);
         let state = if lanes == 0 && self.rests() {
             "resting"
         } else if lanes == 0 {
@@ -71,12 +75,13 @@ impl ServerState {
             name,
             lanes,
             carried: match shared.tls_alone(self) {
-                Some(why) => over_tls_alone(carried.since, why),
-                None => carried,
+                Some(why) if outdated_why.is_none() => over_tls_alone(carried.since, why),
+                _ => carried,
             },
             lanes_over_tls: self.transport.lanes_over_tls(),
             rtt_us: self.path.rtt_us(),
             state,
+            outdated_why,
         }
     }
 }
@@ -111,11 +116,41 @@ impl Target {
             lanes_over_tls: 0,
             rtt_us: 0,
             state: "unresolved",
+            outdated_why: None,
         }
     }
 }
 
 impl ClientShared {
+    /// Why no lane to `server` can be had by the present configuration, if lanes of an earlier one
+    /// serve.
+    fn outdated_why(&self, server: &ServerState) -> Option<Arc<str>> {
+        let present = Generation::of(self.settings().generation, server);
+        let served = server.lanes() > 0;
+        served.then(|| server.take_up.judged(present))??
+    }
+
+    /// The servers whose lanes serve by an earlier configuration, a sentence for each.
+    pub(crate) fn outdated(&self) -> Vec<String> {
+        let settings = self.settings();
+        let servers = self.servers.load();
+        let sentence = |server: &Arc<ServerState>| {
+            let present = Generation::of(settings.generation, server);
+            let why = match server.take_up.judged(present) {
+                Some(None) => return None,
+                Some(Some(why)) => why,
+                None => "no answer so far".into(),
+            };
+            Some(format!(
+                "server {}: no lane can be had by its changed configuration ({why}); its lanes of \
+                 before go on until there is one",
+                self.title(server)
+            ))
+        };
+        let served = servers.iter().filter(|server| server.lanes() > 0);
+        served.filter_map(sentence).collect()
+    }
+
     /// All servers: each address, and each configured server that has none yet.
     pub(crate) fn server_views(&self) -> Vec<ServerView> {
         let servers = self.servers.load();
@@ -170,6 +205,15 @@ impl ClientShared {
         let mut complaints = Vec::new();
         for server in servers.iter().filter(|server| server.lanes() > 0) {
             let standing = server.told.standing(settings.generation, service.index);
+            if standing == Standing::Unsaid
+                && let Some(why) = self.outdated_why(server)
+            {
+                complaints.push(format!(
+                    "{}: no lane can be had by its changed configuration ({why})",
+                    self.title(server)
+                ));
+                continue;
+            }
             if standing.is_accepted() || standing == Standing::Unsaid {
                 return Vec::new();
             }

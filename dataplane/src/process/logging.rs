@@ -6,10 +6,11 @@
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -90,6 +91,24 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     STARTED.store(true, Ordering::Release);
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
+}
+
+/// Writes the error by which the program ends, whatever the log's level, in the format of the log.
+pub(crate) fn say_last(error: &dyn Display, format: LogFormat) {
+    match format {
+        LogFormat::Text => say(&format!("qmux-dp: {error}")),
+        LogFormat::Json => say(&as_json(&error.to_string(), SystemTime::now())),
+    }
+}
+
+/// A line of the log in JSON, with the keys that the subscriber gives those of events.
+fn as_json(error: &str, now: SystemTime) -> String {
+    let line = serde_json::json!({
+        "timestamp": humantime::format_rfc3339_micros(now).to_string(),
+        "level": tracing::Level::ERROR.as_str(),
+        "message": error,
+    });
+    line.to_string()
 }
 
 /// Prints one line on standard error, whatever the log's level.

@@ -14,6 +14,7 @@ use crate::support::service::TcpService;
 use crate::support::tunnel::{
     ClientSetup, Server, ServerSetup, Site, client_launch, client_launch_to,
 };
+use crate::support::visits::{Visits, summary};
 use crate::support::{http, ports, subject, visitor, wait};
 
 const WHY: &str = "only qmux-dp goes through proxies";
@@ -258,6 +259,65 @@ fn a_server_whose_name_only_the_proxy_can_resolve_is_reached_by_that_name() {
         client.signal(Signal::TERM);
         client.wait_for_exit();
     }
+}
+
+#[test]
+fn a_server_that_only_its_proxy_knows_is_served_when_a_reload_takes_the_proxy_away() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let service = TcpService::echo();
+    let proxy = format!(
+        "proxy = \"http://{}\"\n",
+        proxy_that_resolves(server.quic())
+    );
+    let address = format!("{INSIDE}:{}", server.quic().port());
+    let admin = ports::free_address();
+    let setup = ClientSetup {
+        admin: Some(admin),
+        server: vec![line(proxy.clone())],
+        ..ClientSetup::default()
+    };
+    let client = client_launch_to(&site, &setup, &[&address], service.address).start();
+    if let Err(log) = client.wait_until_ready() {
+        panic!("the client ended instead of becoming ready:\n{log}");
+    }
+    visitor::wait_until_served(server.traffic());
+    let mut flow = visitor::connect(server.traffic());
+    visitor::exchange(&mut flow, b"before");
+    let config = site.path().join(format!("{}.toml", setup.name));
+    let with_proxy = std::fs::read_to_string(&config).expect("the config");
+    assert!(with_proxy.contains(&proxy), "{with_proxy}");
+    let reload = |text: &str| {
+        std::fs::write(&config, text).expect("written");
+        let request = format!(
+            "POST /reload HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n"
+        );
+        let answer = http::request(admin, &request).expect("an answer");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.body
+    };
+    let visits = Visits::start(server.traffic(), 100);
+    for _ in 0..3 {
+        let said = reload(&with_proxy.replace(&proxy, ""));
+        assert!(
+            said.contains("cannot resolve") && said.contains(INSIDE),
+            "{said}"
+        );
+        let seen = server_in_status(admin);
+        let why = seen["outdated_why"].as_str().expect("a reason");
+        assert!(why.contains(INSIDE), "{why}");
+        assert_eq!(seen["transport"], "tls");
+        reload(&with_proxy);
+        assert_eq!(server_in_status(admin)["outdated_why"], json!(null));
+    }
+    let visits = visits.finish();
+    let failed = visits.iter().filter(|visit| visit.result.is_err()).count();
+    assert_eq!(failed, 0, "{}", summary(&visits));
+    visitor::exchange(&mut flow, b"after");
 }
 
 /// The one server in `/status` of a client.

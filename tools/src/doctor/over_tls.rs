@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use boring::ssl::{HandshakeError, Ssl, SslStream};
 use boring::x509::{X509, X509VerifyError};
@@ -14,7 +14,8 @@ use qmux_proto::ALPN_OVER_TLS;
 
 use super::credentials::{Credentials, Noted};
 
-/// How long TCP may take to connect, and each step of the handshake.
+/// How long TCP may take to connect; then the whole dialogue with a proxy, and then the whole
+/// handshake. Whoever sends a byte now and then gets no longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Bytes in front of a packet: its length.
@@ -41,7 +42,7 @@ impl NoTls {
 
 /// A TLS connection to a server of qmux-dp.
 pub(super) struct Carrier {
-    stream: SslStream<TcpStream>,
+    stream: SslStream<Timed>,
     noted: Noted,
     /// What has been received and is no whole packet yet.
     received: Vec<u8>,
@@ -58,7 +59,7 @@ impl Carrier {
         peer: SocketAddr,
         through: Option<(&ProxyAddress, &Place)>,
     ) -> Result<Carrier, NoTls> {
-        let stream = match through {
+        let mut stream = match through {
             None => connect(peer).map_err(NoTls::by)?,
             Some((proxy, place)) => connect_through(proxy, place)
                 .map_err(|why| NoTls::Blocked(format!("the proxy {proxy}: {why}")))?,
@@ -76,6 +77,7 @@ impl Carrier {
                 .and_then(|()| ssl.param_mut().set_host(name)),
         };
         expected.map_err(NoTls::by)?;
+        stream.must_end_within(PATIENCE);
         let stream = ssl.connect(stream).map_err(|error| failed(error, &noted))?;
         if stream.ssl().selected_alpn_protocol() != Some(ALPN_OVER_TLS) {
             let why = "a TLS server answers there that is no server of qmux-dp";
@@ -94,13 +96,14 @@ impl Carrier {
     }
 
     pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.get_ref().local_addr()
+        self.stream.get_ref().stream.local_addr()
     }
 
     pub(super) fn send(&mut self, packet: &[u8]) -> io::Result<()> {
         let length = u16::try_from(packet.len()).map_err(io::Error::other)?;
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.extend_from_slice(packet);
+        self.stream.get_mut().must_end_within(PATIENCE);
         self.stream.write_all(&bytes)
     }
 
@@ -109,7 +112,7 @@ impl Carrier {
         if let Some(packet) = self.first_packet() {
             return Ok(packet);
         }
-        self.stream.get_ref().set_read_timeout(Some(wait))?;
+        self.stream.get_mut().must_end_within(wait);
         let mut bytes = [0; 1 << 14];
         let length = self.stream.read(&mut bytes)?;
         if length == 0 {
@@ -129,7 +132,48 @@ impl Carrier {
     }
 }
 
-fn failed(error: HandshakeError<TcpStream>, noted: &Noted) -> NoTls {
+/// A connection on which everything has to be done by a time.
+#[derive(Debug)]
+struct Timed {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Timed {
+    /// Sets the time by which what is done from now on must have been done.
+    fn must_end_within(&mut self, patience: Duration) {
+        self.until = Instant::now() + patience;
+    }
+
+    /// The time that is left, for one operation.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            true => Err(ErrorKind::WouldBlock.into()),
+            false => Ok(Some(left)),
+        }
+    }
+}
+
+impl io::Read for Timed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(bytes)
+    }
+}
+
+impl io::Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+fn failed(error: HandshakeError<Timed>, noted: &Noted) -> NoTls {
     match (error, noted.other()) {
         (HandshakeError::Failure(stream), Some(why)) => NoTls::BadServer {
             why,
@@ -141,16 +185,17 @@ fn failed(error: HandshakeError<TcpStream>, noted: &Noted) -> NoTls {
     }
 }
 
-fn connect(peer: SocketAddr) -> io::Result<TcpStream> {
+fn connect(peer: SocketAddr) -> io::Result<Timed> {
     let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(Timed {
+        stream,
+        until: Instant::now() + PATIENCE,
+    })
 }
 
 /// Connects to a proxy, and opens a way to `place` through it.
-fn connect_through(proxy: &ProxyAddress, place: &Place) -> Result<TcpStream, String> {
+fn connect_through(proxy: &ProxyAddress, place: &Place) -> Result<Timed, String> {
     let addresses = (proxy.host.as_str(), proxy.port).to_socket_addrs();
     let unresolved = |error: io::Error| {
         explain::unresolved(
@@ -173,9 +218,14 @@ fn connect_through(proxy: &ProxyAddress, place: &Place) -> Result<TcpStream, Str
 }
 
 /// Runs the dialogue. What the proxy sends is read byte by byte, because TLS follows it.
-fn converse(stream: &mut TcpStream, proxy: &ProxyAddress, place: &Place) -> Result<(), String> {
+fn converse(stream: &mut Timed, proxy: &ProxyAddress, place: &Place) -> Result<(), String> {
     let (mut dialogue, greeting) = Dialogue::begin(proxy, place)?;
-    let text = |error: io::Error| error.to_string();
+    let text = |error: io::Error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            format!("no way within {} s", PATIENCE.as_secs())
+        }
+        _ => error.to_string(),
+    };
     stream.write_all(&greeting).map_err(text)?;
     let mut said = Vec::new();
     for _ in 0..ANSWER_BYTES_MAX {

@@ -109,7 +109,7 @@ fn add_client(text: &mut String, client: &Client) {
     let rows = client.servers.iter().map(|it| {
         vec![
             it.address.clone(),
-            it.state.clone(),
+            it.shown_state(),
             it.transport.clone(),
             it.lanes.to_string(),
             rtt(it.rtt_us),
@@ -117,6 +117,14 @@ fn add_client(text: &mut String, client: &Client) {
     });
     let head = ["SERVER", "STATE", "OVER", "LANES", "RTT"];
     table(text, &head, rows.collect());
+    for it in &client.servers {
+        if let Some(why) = &it.outdated_why {
+            let address = &it.address;
+            text.push_str(&format!(
+                "no lane to {address} can be had by its changed config: {why}\n"
+            ));
+        }
+    }
     let rows = client.services.iter().map(|it| {
         vec![
             service(&it.name).to_owned(),

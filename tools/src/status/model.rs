@@ -86,6 +86,17 @@ pub(crate) struct KnownServer {
     pub(crate) lanes: u64,
     pub(crate) rtt_us: u64,
     pub(crate) state: String,
+    pub(crate) outdated_why: Option<String>,
+}
+
+impl KnownServer {
+    /// The state for people, who have to know that a changed configuration is not in use.
+    pub(crate) fn shown_state(&self) -> String {
+        match &self.outdated_why {
+            None => self.state.clone(),
+            Some(_) => format!("{}, earlier config", self.state),
+        }
+    }
 }
 
 /// A service behind the client.

@@ -174,7 +174,7 @@ fn servers(client: &Client) -> Table {
     let row = |it: &crate::status::model::KnownServer| {
         vec![
             text(&it.address),
-            text(&it.state),
+            text(it.shown_state()),
             text(&it.transport),
             number(it.lanes),
             Cell::Number(rtt(it.rtt_us), it.rtt_us as f64),

@@ -120,6 +120,14 @@ impl AttemptEnd {
         }
     }
 
+    /// Whether there was no lane at all.
+    pub(super) fn is_in_vain(&self) -> bool {
+        matches!(
+            self,
+            AttemptEnd::Failed(_) | AttemptEnd::NoRoute(_) | AttemptEnd::Refused(..)
+        )
+    }
+
     /// How a registered lane is left; `None` if there is none. `retired` is the way to leave it if
     /// the supervisor was retired.
     pub(super) fn leaving(&self, retired: Leaving) -> Option<Leaving> {

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use super::ending::{AttemptEnd, Retry};
 use super::leaving::Leaving;
 use crate::client::ClientCore;
 use crate::client::servers::server::ServerState;
+use crate::client::servers::take_up::Generation;
 use crate::core::event::Event;
 use crate::core::task::contained;
 
@@ -34,25 +35,6 @@ const NO_ROUTE: Duration = Duration::from_secs(120);
 /// be about to serve.
 const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The configuration with which lanes to a server register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Generation {
-    /// The number of the client's settings.
-    settings: u64,
-    /// The number of what is configured for the server.
-    server: u64,
-}
-
-impl Generation {
-    /// The present one of `server`, with the settings of this number.
-    pub(crate) fn of(settings: u64, server: &ServerState) -> Generation {
-        Generation {
-            settings,
-            server: server.configured().number,
-        }
-    }
-}
-
 /// Keeps one lane up.
 pub(crate) struct Supervisor {
     pub(super) server: Arc<ServerState>,
@@ -67,6 +49,8 @@ pub(crate) struct Supervisor {
     generation: Generation,
     /// Supervisors that go on until a lane of this one serves.
     predecessors: RefCell<Vec<Rc<Supervisor>>>,
+    /// The supervisor that has this one as a predecessor.
+    successor: RefCell<Weak<Supervisor>>,
     /// The lane, while it serves.
     serving: RefCell<Option<Rc<ClientLane>>>,
 }
@@ -109,6 +93,7 @@ impl Supervisor {
         let this = Rc::new(Supervisor {
             generation,
             predecessors: RefCell::new(predecessors),
+            successor: RefCell::default(),
             server: Arc::clone(server),
             lane,
             retired: Cell::new(None),
@@ -116,6 +101,9 @@ impl Supervisor {
             told: Event::default(),
             serving: RefCell::default(),
         });
+        for predecessor in &*this.predecessors.borrow() {
+            *predecessor.successor.borrow_mut() = Rc::downgrade(&this);
+        }
         crate::core::task::spawn(Rc::clone(&this).run(Rc::clone(core)));
         this
     }
@@ -158,11 +146,24 @@ impl Supervisor {
     /// Sets the lane that is told when this supervisor is retired.
     pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
         *self.serving.borrow_mut() = lane.cloned();
-        if lane.is_some() {
-            for predecessor in self.predecessors.take() {
-                predecessor.retire(Leaving::Renewed);
-            }
+        let Some(lane) = lane else { return };
+        for predecessor in self.predecessors.take() {
+            predecessor.retire(Leaving::Renewed);
         }
+        // While another supervisor succeeds this one, that one's configuration counts.
+        let is_present = self.successor.borrow().upgrade().is_none();
+        if is_present && self.server.take_up.serves(self.generation) {
+            tracing::info!(
+                server = lane.shared.title(&self.server),
+                "the server is served by its changed configuration now"
+            );
+        }
+    }
+
+    /// Whether a lane by an earlier configuration serves.
+    fn has_serving_predecessor(&self) -> bool {
+        let predecessors = self.predecessors.borrow();
+        predecessors.iter().any(|it| it.serving.borrow().is_some())
     }
 
     /// Runs `work` to its end, or until this supervisor is retired.
@@ -202,6 +203,11 @@ impl Supervisor {
             if self.is_retired() || core.context.draining.get() {
                 return;
             }
+            if let Some(successor) = self.successor.borrow().upgrade() {
+                // The lane of the earlier configuration has ended, and there is none now.
+                successor.found();
+                return;
+            }
             let retry = end.retry(began.elapsed());
             if retry == Retry::AtOnce && misaimed < MISAIMED_MAX {
                 misaimed += 1;
@@ -216,7 +222,9 @@ impl Supervisor {
             };
             let no_news = no_route_since.is_some_and(|since| self.lacks_route(&core, since));
             let said = drains && draining || no_news;
-            if !said {
+            if self.has_serving_predecessor() {
+                self.not_taken_up(&core, &end, delay);
+            } else if !said {
                 self.log(&core, &end, delay);
             }
             draining = drains;
@@ -277,6 +285,30 @@ impl Supervisor {
         let waits =
             since.elapsed() < NO_ROUTE_PATIENCE || core.shared.serves_elsewhere(&self.server);
         !first && others && waits
+    }
+
+    /// Notes, and says now and then, that no lane can be had by the changed configuration, while
+    /// those of the earlier one serve.
+    fn not_taken_up(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        let (why, next_ms) = (end.to_string(), delay.as_millis() as u64);
+        if !end.is_in_vain() {
+            return;
+        }
+        if self
+            .server
+            .take_up
+            .fails(self.generation, &why, Instant::now())
+        {
+            tracing::warn!(
+                server = core.shared.title(&self.server),
+                why,
+                next_ms,
+                "the changed configuration of this server does not serve, and would not after a \
+                 restart: its lanes of before go on until it does; trying again"
+            );
+        } else {
+            tracing::debug!(server = %self.server, lane = self.lane, why, next_ms, "no lane by the changed configuration; trying again");
+        }
     }
 
     /// Logs the end of an attempt. Only one lane to a server logs at the levels that operators see.

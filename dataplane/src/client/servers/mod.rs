@@ -8,4 +8,5 @@ pub(crate) mod roster;
 pub(crate) mod same_server;
 pub(crate) mod server;
 pub(crate) mod stand_in;
+pub(crate) mod take_up;
 pub(crate) mod transport;

@@ -25,6 +25,8 @@ struct Address {
     unanswered: bool,
     /// The address that serves, while this one rests.
     rests_for: Option<Number>,
+    /// Whether it is no server any more, and its lanes are to end: no other rests for it.
+    has_vanished: bool,
 }
 
 /// An address that is to rest, or to be dialled again.
@@ -55,6 +57,7 @@ impl SameServer {
                 && it.target == target
                 && it.lanes > 0
                 && !it.unanswered
+                && !it.has_vanished
                 && it.rests_for.is_none()
                 && it.instance == instance
         });
@@ -65,6 +68,7 @@ impl SameServer {
             instance,
             unanswered: false,
             rests_for: None,
+            has_vanished: false,
         });
         address.lanes += 1;
         address.instance = instance;
@@ -155,6 +159,7 @@ impl SameServer {
     pub(crate) fn vanished(&mut self, number: Number) {
         let lanes = self.addresses.get_mut(&number).map(|it| {
             it.rests_for = None;
+            it.has_vanished = true;
             it.lanes
         });
         if lanes == Some(0) {
@@ -187,6 +192,15 @@ mod tests {
             number,
             rests: false,
         }
+    }
+
+    #[test]
+    fn no_address_rests_for_one_that_has_vanished() {
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        same_server.vanished(1);
+        assert_eq!(same_server.registered(2, 0, ONE), None);
+        assert!(same_server.ended(1).is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use qmux_config::Lanes;
 
 use super::demand::{Change, Demand, Work};
 use super::stand_in;
+use super::take_up::TakeUp;
 use super::transport::TransportState;
 use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
@@ -80,6 +81,8 @@ pub(crate) struct ServerState {
     started: Instant,
     /// The transport that carries the server's lanes.
     pub(crate) transport: TransportState,
+    /// Whether lanes serve by the present configuration.
+    pub(crate) take_up: TakeUp,
     /// The time at which the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
@@ -126,6 +129,7 @@ impl ServerState {
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
             transport: TransportState::new(Instant::now()),
+            take_up: TakeUp::default(),
             last_alarm_ms: AtomicU64::new(0),
         })
     }

@@ -10,17 +10,23 @@ use super::{ClientSettings, ClientShared, PoisonError, Target};
 use crate::client::MAIL_PAUSE;
 use crate::client::mail::ClientMail;
 use crate::client::servers::roster::{Roster, RosterChange};
+use crate::client::servers::take_up::Generation;
 use crate::client::services::Services;
 use crate::core::mailbox::Post;
 use crate::quic::credentials::{ClientCredentials, KeptCredentials};
 use crate::resolve::{Keeper, Name};
 
-/// How long another configuration waits for the names of its services, and for those of servers
-/// that may be the same as those that it removes.
+/// How long another configuration waits until the names of its services are known, or known to be
+/// unknown, because a lane brings flows at once; and likewise for those of servers that may be the
+/// same as those that it removes.
 const NAMES_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Pause between two checks whether the names are known.
-const NAMES_POLL: Duration = Duration::from_millis(5);
+/// How long the answer to another configuration waits for lanes that register by it. What takes
+/// longer is told by the log and `/status`.
+const LANES_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two checks of what is waited for.
+const POLL: Duration = Duration::from_millis(5);
 
 /// How long to retry telling a core whose mailbox is full. A core that takes nothing for this long
 /// is stuck.
@@ -102,8 +108,8 @@ impl ClientShared {
     }
 
     /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed,
-    /// or whose server has other settings, are replaced: the new ones register before the old ones
-    /// are left to their flows. Returns what did not work.
+    /// or whose server or client has other settings, are replaced: the new ones register before the
+    /// old ones are left to their flows. Returns what did not work.
     pub(crate) fn take_up(&self, prepared: Prepared, post: &dyn Post<ClientMail>) -> Vec<String> {
         let before = self.settings();
         let Some(client) = prepared.config.client.as_ref() else {
@@ -114,17 +120,10 @@ impl ClientShared {
         let services = prepared.services;
         let are_others = !Arc::ptr_eq(&services, &before.services);
         if are_others {
-            wait_until(|| services.are_known());
+            wait_until(NAMES_PATIENCE, || services.are_known());
         }
-        let timing = |it: &Client| {
-            (
-                it.heartbeat_interval,
-                it.health_timeout,
-                it.drain_timeout,
-                it.probe_interval,
-            )
-        };
-        let anew = are_others || before.client().map(timing) != Some(timing(client));
+        let alike = before.client().is_some_and(|it| register_alike(it, client));
+        let anew = are_others || !alike;
         self.settings.store(Arc::new(ClientSettings {
             config: Arc::clone(&prepared.config),
             services,
@@ -132,7 +131,21 @@ impl ClientShared {
         }));
         prepared.hosts_gone.iter().for_each(|host| host.give_up());
         self.take_up_targets(prepared.targets_new, &prepared.targets_gone);
-        tell_cores_to_plan(post)
+        let problems = tell_cores_to_plan(post);
+        wait_until(LANES_PATIENCE, || self.is_judged());
+        problems
+    }
+
+    /// Whether it is known of each server that has lanes if there are lanes by the present
+    /// configuration.
+    fn is_judged(&self) -> bool {
+        let settings = self.settings();
+        let servers = self.servers.load();
+        let mut served = servers.iter().filter(|server| server.lanes() > 0);
+        served.all(|server| {
+            let present = Generation::of(settings.generation, server);
+            server.take_up.judged(present).is_some()
+        })
     }
 
     /// Adds and changes configured servers, and removes those that are gone. The latter go last, so
@@ -163,7 +176,9 @@ impl ClientShared {
             names.push((place, Arc::clone(&target.name)));
         }
         if !gone.is_empty() {
-            wait_until(|| names.iter().all(|(_, name)| name.was_asked()));
+            wait_until(NAMES_PATIENCE, || {
+                names.iter().all(|(_, name)| name.was_asked())
+            });
         }
         for (place, name) in names {
             self.answered(&name, place, &name.addresses());
@@ -194,6 +209,21 @@ impl Target {
             proxy.name.give_up();
         }
     }
+}
+
+/// Whether lanes register alike by both configurations, apart from their services and servers.
+fn register_alike(one: &Client, other: &Client) -> bool {
+    let timing = |it: &Client| {
+        (
+            it.heartbeat_interval,
+            it.health_timeout,
+            it.drain_timeout,
+            it.probe_interval,
+        )
+    };
+    // Files that these name may change as well. Whoever changes what is named wants to know now
+    // whether it is good, and not when the lanes of before end.
+    timing(one) == timing(other) && one.auth == other.auth && one.tls == other.tls
 }
 
 /// What changes from the configured servers `targets` to `wanted`: the indexes of those that are
@@ -234,12 +264,12 @@ fn changed_targets<'a>(
     }
     (gone, new)
 }
-/// Waits until names are known, or known to be unknown, but not for long: a lane brings flows at
-/// once.
-fn wait_until(are_known: impl Fn() -> bool) {
-    let until = Instant::now() + NAMES_PATIENCE;
-    while !are_known() && Instant::now() < until {
-        std::thread::sleep(NAMES_POLL);
+
+/// Waits until `is_so`, but no longer than `patience`.
+fn wait_until(patience: Duration, is_so: impl Fn() -> bool) {
+    let until = Instant::now() + patience;
+    while !is_so() && Instant::now() < until {
+        std::thread::sleep(POLL);
     }
 }
 

@@ -109,6 +109,7 @@ fn of_client(client: &ClientShared) -> Value {
             "lanes_over_tls": view.lanes_over_tls,
             "rtt_us": view.rtt_us,
             "state": view.state,
+            "outdated_why": view.outdated_why.as_deref(),
         })
     };
     let service = |view: crate::client::views::LocalServiceView| {

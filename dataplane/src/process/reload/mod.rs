@@ -313,6 +313,9 @@ impl Reloader {
         }
         // If nothing has changed nothing is tried again: what did not work then does not work now.
         taken.problems.clone_from(&self.problems);
+        if let Some(client) = &self.client {
+            taken.lines.extend(client.outdated());
+        }
         self.texts.take(text, roles);
         self.watched.watch(&files);
         Ok(taken)

@@ -233,10 +233,14 @@ impl Door {
         let Some(membership) = lane.membership.get() else {
             return;
         };
-        membership.take_no_more();
+        let up = membership.take_no_more();
         self.lanes
             .borrow_mut()
             .remove(membership.client().number, lane);
+        let services = self.services();
+        for service in up.into_iter().filter_map(|it| services.by_number(it)) {
+            presence::say_health(self, lane.client_id(), service, true);
+        }
     }
 
     /// Removes a lane that has ended. Returns true if it was the last one of its client.

@@ -25,6 +25,7 @@ use qmux_proto::control::{
 
 use super::Door;
 use super::lane::{ServerLane, address};
+use super::presence;
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::liveness::{Duty, Liveness};
@@ -347,29 +348,5 @@ fn service_health(lane: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     if !membership.service_health(service.number, health.healthy) {
         return;
     }
-    if health.healthy {
-        door.counters().services_up.increment();
-    } else {
-        door.counters().services_down.increment();
-    }
-    let client = lane.client_id();
-    let Some(suppressed) = door.context().health_log.pass(Instant::now()) else {
-        return;
-    };
-    let service = (!service.name.is_empty()).then_some(&service.name);
-    if health.healthy {
-        tracing::info!(
-            client,
-            service,
-            suppressed,
-            "the client reaches its service again"
-        );
-    } else {
-        tracing::warn!(
-            client,
-            service,
-            suppressed,
-            "the client cannot reach its service; visitors go to others while there are any"
-        );
-    }
+    presence::say_health(door, lane.client_id(), &service, health.healthy);
 }

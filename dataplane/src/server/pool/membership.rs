@@ -22,6 +22,13 @@ pub(super) struct Served {
 /// The services that a client serves; the configuration may change them while the client is there.
 pub(super) type Serves = ArcSwap<Vec<Served>>;
 
+/// A service that a lane has reported as down, by its number at the door.
+#[derive(Debug)]
+struct Down {
+    service: usize,
+    member: Arc<Member>,
+}
+
 /// The membership of a registered lane in its client.
 #[derive(Debug)]
 pub(crate) struct LaneMembership {
@@ -35,7 +42,7 @@ pub(crate) struct LaneMembership {
     takes_flows: Cell<bool>,
     /// The services that the lane has reported as down; the client may no longer serve some of
     /// them.
-    down: RefCell<Vec<Arc<Member>>>,
+    down: RefCell<Vec<Down>>,
     silent: Cell<bool>,
     /// Whether the lane is counted among those whose peer answers.
     answering: Cell<bool>,
@@ -95,17 +102,23 @@ impl LaneMembership {
 
     /// Takes the lane out of the choice for new flows, because it drains or is unhealthy. What it
     /// has reported about services counts no more: it may go on for days with its flows, and know
-    /// nothing of where a service is meanwhile. Lanes that take flows know better.
-    pub(crate) fn take_no_more(&self) {
-        for member in self.down.take() {
-            let _news = member.one_lane_says_up();
-        }
+    /// nothing of where a service is meanwhile. Lanes that take flows know better. Returns the
+    /// numbers of the services that are up by that: there are other lanes, and none says that they
+    /// are down.
+    pub(crate) fn take_no_more(&self) -> Vec<usize> {
+        let down = self.down.take().into_iter();
+        let is_up = |it: &Down| it.member.one_lane_says_up();
+        let up: Vec<usize> = down.filter(is_up).map(|it| it.service).collect();
         if self.takes_flows.replace(false) {
             let client = &self.client;
             client.lanes_total.open.fetch_sub(1, Ordering::Relaxed);
             client.lanes[self.core].open.fetch_sub(1, Ordering::Relaxed);
         }
         self.count_answering();
+        match self.client.usable() {
+            true => up,
+            false => Vec::new(),
+        }
     }
 
     fn count_answering(&self) {
@@ -157,7 +170,7 @@ impl LaneMembership {
     /// Ends the membership of a lane that has ended, although its last flow may go on for some
     /// time. Returns true if the client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
-        self.take_no_more();
+        let _said_by_the_door = self.take_no_more();
         self.silence(false);
         self.leave_probing();
         self.rides_tls(false);
@@ -171,12 +184,12 @@ impl LaneMembership {
             return false;
         };
         let mut down = self.down.borrow_mut();
-        let before = down.iter().position(|it| Arc::ptr_eq(it, &member));
+        let before = down.iter().position(|it| Arc::ptr_eq(&it.member, &member));
         match before {
             _ if !self.takes_flows.get() => false,
             None if !healthy => {
                 let news = member.one_lane_says_down();
-                down.push(member);
+                down.push(Down { service, member });
                 news
             }
             Some(place) if healthy => {
@@ -191,8 +204,11 @@ impl LaneMembership {
     /// serves no more is forgotten.
     pub(crate) fn services_changed(&self) {
         let serves = self.serves.load();
-        let is_served =
-            |member: &Arc<Member>| serves.iter().any(|it| Arc::ptr_eq(&it.member, member));
+        let is_served = |down: &Down| {
+            serves
+                .iter()
+                .any(|it| Arc::ptr_eq(&it.member, &down.member))
+        };
         self.down.borrow_mut().retain(is_served);
     }
 

@@ -232,6 +232,22 @@ fn what_a_lane_said_of_its_service_ends_with_it() {
 }
 
 #[test]
+fn a_service_is_up_again_when_the_only_lane_that_says_otherwise_takes_no_more() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let lanes: Vec<_> = (0..3).map(|_| join(&pool, "a", 0)).collect();
+    lanes[0].service_health(0, false);
+    lanes[1].service_health(0, false);
+    assert!(
+        lanes[0].take_no_more().is_empty(),
+        "another lane says that it is down"
+    );
+    assert_eq!(lanes[1].take_no_more(), [0]);
+    assert!(lanes[1].take_no_more().is_empty(), "once");
+    lanes[2].service_health(0, false);
+    assert!(lanes[2].take_no_more().is_empty(), "no lane is left");
+}
+
+#[test]
 fn a_lane_that_has_ended_says_nothing_though_a_flow_still_holds_it() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (old, successor) = (join(&pool, "a", 0), join(&pool, "a", 0));

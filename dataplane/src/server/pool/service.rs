@@ -113,6 +113,14 @@ impl Member {
         now.saturating_duration_since(self.epoch)
     }
 
+    /// Whether the client may get a new flow of a visitor who has been to those in `tried`.
+    fn may_take(&self, protocol: Protocol, tried: &Tried) -> bool {
+        self.usable()
+            && self.speaks(protocol)
+            && !tried.contains(self.number)
+            && !(tried.must_answer() && self.is_silent())
+    }
+
     fn speaks(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Tcp => self.protocols.tcp,
@@ -261,13 +269,10 @@ impl ClientPool {
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let (members, balancer) = (self.members.load(), self.balancer());
         let chosen = choose(members.iter(), turn, |member| {
-            if !member.usable() || !member.speaks(protocol) || tried.contains(member.number) {
+            if !member.may_take(protocol, tried) {
                 return None;
             }
             let silent = member.is_silent();
-            if silent && tried.must_answer() {
-                return None;
-            }
             let tcp = protocol == Protocol::Tcp;
             let down = match protocol {
                 Protocol::Tcp => member.service_is_down(),
@@ -283,15 +288,17 @@ impl ClientPool {
         chosen.map(|member| FlowTicket::new(Arc::clone(member)))
     }
 
+    /// Whether there is a client that [`Self::pick`] could choose. Asking changes nothing.
+    pub(crate) fn has_another(&self, protocol: Protocol, tried: &Tried) -> bool {
+        let members = self.members.load();
+        !tried.is_full() && members.iter().any(|it| it.may_take(protocol, tried))
+    }
+
     /// Whether there is a client that answers for a TCP visitor who has been to those in `tried`.
     pub(crate) fn has_better(&self, tried: &Tried) -> bool {
-        let better = |member: &Arc<Member>| {
-            member.usable()
-                && member.speaks(Protocol::Tcp)
-                && !member.is_silent()
-                && !tried.contains(member.number)
-        };
-        !tried.is_full() && self.members.load().iter().any(better)
+        let mut tried = *tried;
+        tried.require_answer();
+        self.has_another(Protocol::Tcp, &tried)
     }
 
     /// Whether there is a client that takes new flows.

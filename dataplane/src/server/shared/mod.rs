@@ -172,6 +172,11 @@ impl ServiceTable {
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<ServedService>> {
         self.all.get(*self.by_name.get(name)?)
     }
+
+    /// The service with this number at the door.
+    pub(crate) fn by_number(&self, number: usize) -> Option<&Arc<ServedService>> {
+        self.all.iter().find(|service| service.number == number)
+    }
 }
 
 /// A door as all cores share it.

@@ -101,14 +101,14 @@ impl TrafficSocket {
         why.counter(refusals).increment();
     }
 
-    /// Routes a visitor who has no flow. `earlier` is the permit that an earlier flow of the
-    /// visitor has left.
+    /// Routes a visitor who has no flow. `earlier` is what an earlier flow of the visitor has left:
+    /// its permit, and the clients that could not serve it.
     pub(super) fn new_visitor(
         self: &Rc<Self>,
         visitor: SocketAddr,
         to_ip: Option<IpAddr>,
         payload: &[u8],
-        earlier: Option<Permit>,
+        earlier: Option<(Option<Permit>, Tried)>,
         now: Instant,
     ) {
         if self.is_leaving() {
@@ -116,6 +116,11 @@ impl TrafficSocket {
             return;
         }
         let gate = &self.service.gate;
+        let (earlier, mut tried) = earlier.unwrap_or_default();
+        if tried != Tried::default() && !self.is_there_another(&tried) {
+            // Those that could serve it have gone meanwhile, and what could not may have come back.
+            tried = Tried::default();
+        }
         let permit = match earlier {
             Some(earlier) => Some(earlier),
             None => match gate.admit_udp_flow(self.core, visitor.ip()) {
@@ -135,9 +140,9 @@ impl TrafficSocket {
             visitor,
             to_ip,
             payload: Some(payload),
-            tried: Tried::default(),
+            tried,
         };
-        match self.route(Tried::default()) {
+        match self.route(tried) {
             Some(way) => self.begin(beginning, permit, way, now),
             None => {
                 self.counters.udp_dropped_no_client.increment();
@@ -148,6 +153,11 @@ impl TrafficSocket {
 
     fn route(&self, tried: Tried) -> Option<Route<Rc<LaneFlows>>> {
         self.routes()?.find(tried)
+    }
+
+    /// Whether there may be a route for a visitor whom the clients in `tried` could not serve.
+    fn is_there_another(&self, tried: &Tried) -> bool {
+        self.routes().is_some_and(|it| it.is_there_another(tried))
     }
 
     /// Begins a flow on this route. What cannot be done is dropped and counted.
@@ -298,9 +308,14 @@ impl TrafficSocket {
             core,
             client: ticket.client().number,
             state: Arc::clone(&state),
+            tried: beginning.tried,
             permit: RefCell::new(permit),
         });
-        let link = Link { state, ticket };
+        let link = Link {
+            state,
+            ticket,
+            tried: beginning.tried,
+        };
         let place = Place::Remote(Rc::clone(&flow));
         let (visitor, id) = (beginning.visitor, self.next_remote.get());
         self.next_remote.set(id + 1);
@@ -317,22 +332,30 @@ impl TrafficSocket {
     }
 
     /// Begins a flow anew at another client, because its client has ended it unanswered and so
-    /// could not serve it. If the visitor's datagrams come to another core, that core does so with
-    /// the next one.
+    /// could not serve it. If the visitor's datagrams come to another core, that core is told to do
+    /// so with the next one.
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
         let mut tried = local.tried;
         tried.add(local.client);
-        // The search gives up if the visitor has been to as many clients as it may.
-        let Some(way) = self.route(tried) else {
+        let exhausted = || {
             self.counters.udp_failovers_exhausted.increment();
             self.refused(Refusal::NotServed);
-            return;
         };
-        if local.is_from_other_core() {
+        if let Some(link) = local.link() {
+            if self.is_there_another(&tried) {
+                link.is_to_be_tried_elsewhere_now();
+            } else {
+                exhausted();
+            }
             return;
         }
+        // The search gives up if the visitor has been to as many clients as it may.
+        let Some(way) = self.route(tried) else {
+            exhausted();
+            return;
+        };
         let first = local.first.take();
         let to_ip = local.to_ip.get();
         let permit = local.permit.take();
@@ -356,7 +379,7 @@ impl TrafficSocket {
         visitor: SocketAddr,
         now: Instant,
     ) -> bool {
-        if self.route(Tried::who_must_answer()).is_none() {
+        if !self.is_there_another(&Tried::who_must_answer()) {
             local.lane.nowhere_to_go(now);
             return false;
         }

@@ -33,6 +33,8 @@ pub(super) struct RemoteFlow {
     pub(super) core: usize,
     pub(super) client: u64,
     pub(super) state: Arc<LinkState>,
+    /// The clients that could not serve the visitor before this one.
+    pub(super) tried: Tried,
     /// The flow's place in the limits of its service.
     pub(super) permit: RefCell<Option<Permit>>,
 }
@@ -61,6 +63,17 @@ impl RemoteFlow {
 
     pub(super) fn is_answered(&self) -> bool {
         self.state.is_answered()
+    }
+
+    /// The clients that could not serve the visitor of a flow that is gone, if others are to be
+    /// tried.
+    pub(super) fn tried(&self) -> Tried {
+        if !self.state.is_to_be_tried_elsewhere() {
+            return Tried::default();
+        }
+        let mut tried = self.tried;
+        tried.add(self.client);
+        tried
     }
 }
 
@@ -132,9 +145,12 @@ impl LocalFlow {
         }
     }
 
-    /// Whether another core receives the visitor's datagrams.
-    pub(super) fn is_from_other_core(&self) -> bool {
-        matches!(*self.claim.borrow(), Claim::Link(_))
+    /// The link to the core that receives the visitor's datagrams, if that is another one.
+    pub(super) fn link(&self) -> Option<Arc<LinkState>> {
+        match &*self.claim.borrow() {
+            Claim::Own(_) => None,
+            Claim::Link(link) => Some(Arc::clone(&link.state)),
+        }
     }
 
     /// Keeps the link to a core that receives the visitor's datagrams, had forgotten the flow, and

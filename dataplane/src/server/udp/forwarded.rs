@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::server::pool::balance::Tried;
 use crate::server::pool::service::FlowTicket;
 
 /// A visitor's datagram on its way to the core that has its flow.
@@ -36,6 +37,9 @@ pub(super) struct LinkState {
     gone: AtomicBool,
     /// Whether the flow's service has answered.
     answered: AtomicBool,
+    /// Whether the flow has ended because its client could not serve the visitor, and another one
+    /// may.
+    to_be_tried_elsewhere: AtomicBool,
 }
 
 impl LinkState {
@@ -48,8 +52,19 @@ impl LinkState {
         self.answered.load(Ordering::Relaxed)
     }
 
+    /// Called on the core that has the flow, before the flow ends there.
+    pub(super) fn is_to_be_tried_elsewhere_now(&self) {
+        self.to_be_tried_elsewhere.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a flow that is gone was not served by its client, and may be by another one.
+    pub(super) fn is_to_be_tried_elsewhere(&self) -> bool {
+        self.to_be_tried_elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Whether the flow is gone, and all that its core had to say was said.
     pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::Acquire)
     }
 }
 
@@ -58,10 +73,12 @@ impl LinkState {
 pub(super) struct Link {
     pub(super) state: Arc<LinkState>,
     pub(super) ticket: FlowTicket,
+    /// The clients that could not serve the visitor.
+    pub(super) tried: Tried,
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.state.gone.store(true, Ordering::Relaxed);
+        self.state.gone.store(true, Ordering::Release);
     }
 }

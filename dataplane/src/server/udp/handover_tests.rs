@@ -19,6 +19,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{receive, run, socket, until};
+use crate::server::bounds::Refusal;
 use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::fixture::OneService;
@@ -48,6 +49,7 @@ struct Cores {
     routes: Rc<UdpRoutes>,
     mailboxes: Mailboxes<ServerMail>,
     pool: OneService,
+    service: Arc<ServedService>,
     /// The membership of the client, whose only lane is on the other core.
     membership: LaneMembership,
     visitor: UdpSocket,
@@ -97,6 +99,7 @@ impl Cores {
             routes,
             mailboxes,
             pool,
+            service,
             membership,
             visitor: socket(),
         }
@@ -114,8 +117,9 @@ impl Cores {
             .expect("loopback");
     }
 
-    /// One datagram of the visitor, received and carried to the core that owns the lane.
-    async fn visit_through(&self, lane: Option<&Rc<LaneFlows>>) {
+    /// One datagram of the visitor, received and carried to the core that owns the lane. Returns
+    /// the number of the client that it is for.
+    async fn visit_through(&self, lane: Option<&Rc<LaneFlows>>) -> u64 {
         self.visit();
         let mailbox = self.mailboxes.of(OWNER);
         until("mail", || !mailbox.is_empty()).await;
@@ -123,7 +127,14 @@ impl Cores {
             panic!("mail of another kind");
         };
         assert_eq!(entrance, ENTRANCE);
+        let client = packet.client;
         self.owner.packet_from_other_core(packet, lane.cloned());
+        client
+    }
+
+    /// Visitors whom the core that has the lanes has refused for this reason.
+    fn refused(&self, why: Refusal) -> u64 {
+        why.counter(&self.service.gate.refusals()[OWNER]).get()
     }
 
     /// Replaces the client by another one.
@@ -199,6 +210,39 @@ fn a_flow_that_ended_on_its_core_is_routed_anew_by_the_next_datagram() {
         cores.visit_through(Some(&second)).await;
         assert_eq!((cores.routes.asked(), cores.tickets()), (3, 1));
         assert_eq!(lane.take().len(), 1);
+    });
+}
+
+#[test]
+fn a_visitor_of_another_core_whom_no_client_serves_is_counted_when_all_were_tried() {
+    run(async {
+        let mut cores = Cores::new(LONG);
+        let second = join(&cores.pool, "second");
+        let numbers = [cores.membership.client().number, second.client().number];
+        let mut went_to = Vec::new();
+        for not_served in [0, 1, 1, 2] {
+            let (_, flows) = cores.lane();
+            went_to.push(cores.visit_through(Some(&flows)).await);
+            flows.flow_closed(0, FlowError::DialRefused);
+            let counters = &cores.owner_counters;
+            assert_eq!(counters.udp_failovers_exhausted.get(), not_served);
+            assert_eq!(counters.visitors_handed_over.get(), 0, "it went nowhere");
+            assert_eq!(cores.refused(Refusal::NotServed), not_served);
+            assert_eq!(cores.tickets(), 0);
+        }
+        for pair in went_to.chunks(2) {
+            let mut pair = pair.to_vec();
+            pair.sort_unstable();
+            assert_eq!(pair, numbers, "each client gets the visitor once");
+        }
+        assert_eq!(cores.receiver_counters.visitors_handed_over.get(), 4);
+        // With one client there is nobody else to try.
+        drop(second);
+        cores.membership = join(&cores.pool, "client");
+        let (_, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        flows.flow_closed(0, FlowError::DialRefused);
+        assert_eq!(cores.refused(Refusal::NotServed), 3);
     });
 }
 

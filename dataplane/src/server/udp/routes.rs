@@ -83,6 +83,12 @@ impl UdpRoutes {
         Some(way)
     }
 
+    /// Whether there may be a route for a visitor whom the clients in `tried` could not serve.
+    /// Asking changes nothing.
+    pub(super) fn is_there_another(&self, tried: &Tried) -> bool {
+        self.pool.has_another(Protocol::Udp, tried)
+    }
+
     /// Whether no client takes new flows.
     pub(super) fn nobody_is_left(&self) -> bool {
         !self.pool.is_served()

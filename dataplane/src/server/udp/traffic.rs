@@ -35,7 +35,6 @@ use crate::flow::udp::receiving::{Receiver, receive_all};
 use crate::flow::udp::{EXPIRED_PER_TURN, Rarely, UdpSettings};
 use crate::server::access_log::End;
 use crate::server::bounds::Refusal;
-use crate::server::pool::balance::Tried;
 use crate::server::shared::ServedService;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
@@ -296,7 +295,7 @@ impl TrafficSocket {
                 visitor,
                 to_ip,
                 payload: Some(&payload),
-                tried: Tried::default(),
+                tried: link.tried,
             };
             // The core that received the datagram has asked the gate.
             self.open_local(beginning, None, lane, client, Claim::Link(link), now);
@@ -380,7 +379,8 @@ impl TrafficSocket {
             }
             Some((Place::Remote(flow), ..)) => {
                 self.forget_remote(visitor);
-                self.new_visitor(visitor, to_ip, payload, flow.permit.take(), now);
+                let earlier = Some((flow.permit.take(), flow.tried()));
+                self.new_visitor(visitor, to_ip, payload, earlier, now);
             }
             None => self.new_visitor(visitor, to_ip, payload, None, now),
         }

@@ -173,13 +173,30 @@ fn a_client_goes_on_with_another_token_when_both_sides_have_changed_it() {
     visitor::wait_until_served(door.traffic("a"));
     site.write("token", new);
     let said = file.taken_up();
-    assert!(!said.contains("secret"), "{said}");
+    assert!(!said.contains("secret of nas"), "{said}");
+    for part in ["no lane can be had by its changed configuration", "token"] {
+        assert!(said.contains(part), "{said}");
+    }
+    visitor::echo(door.traffic("a"), b"the lane of before serves");
     at_server.taken_up();
     door.program.wait_for_line("the old proof ends", |line| {
         line.contains("may not serve here any more")
     });
     visitor::wait_until_served(door.traffic("a"));
     assert_eq!(http::get(file.admin, "/readyz").status, 200);
+    assert_eq!(
+        server_in_status(&file)["outdated_why"],
+        serde_json::Value::Null
+    );
+    // One that the server never gets.
+    site.write("token", "a secret that is not that of the server");
+    let said = file.taken_up();
+    assert!(said.contains("no lane can be had"), "{said}");
+    visitor::echo(door.traffic("a"), b"the lane of before serves");
+    site.write("token", new);
+    let said = file.taken_up();
+    assert!(!said.contains("no lane can be had"), "{said}");
+    visitor::echo(door.traffic("a"), b"served");
 }
 
 /// A door with these services, and a client of `a` that has found out that nobody is at `local`.
@@ -255,6 +272,9 @@ fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_fl
     file.taken_up();
     wait_until_ready_at_both_ends(&door, &file);
     visitor::echo(door.traffic("a"), b"served at its new place");
+    door.program.wait_for_line("the server says so", |line| {
+        line.contains("the client reaches its service again") && line.contains("service=\"a\"")
+    });
     visitor::exchange(&mut flow, b"after");
 }
 
@@ -310,4 +330,100 @@ fn a_server_whose_transport_name_or_address_changes_leaves_no_moment_without_a_l
     let failed = visits.iter().filter(|visit| visit.result.is_err()).count();
     assert_eq!(failed, 0, "{}", summary(&visits));
     visitor::exchange(&mut flow, b"after");
+}
+
+/// The one server in `/status` of a client.
+fn server_in_status(file: &ConfigFile) -> serde_json::Value {
+    let status = http::get(file.admin, "/status").body;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let servers = status["client"]["servers"].as_array().expect("a list");
+    assert_eq!(servers.len(), 1, "{status}");
+    servers[0].clone()
+}
+
+#[test]
+fn a_server_whose_changed_entry_does_not_serve_is_served_as_before_and_told() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, _file) = door(&site, &["a", "b"], "");
+    let service_of_a = TcpService::echo();
+    let (client, file) = client(&site, "nas", &["a"], service_of_a.address, &door);
+    visitor::wait_until_served(door.traffic("a"));
+    let mut flow = visitor::connect(door.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    assert_eq!(
+        server_in_status(&file)["outdated_why"],
+        serde_json::Value::Null
+    );
+    let good = file.text();
+    let entry = format!("server_name = \"{SERVER_NAME}\"\n");
+    let nobody = ports::free_address().to_string();
+    let dead_proxy = format!("{entry}transport = \"tls\"\nproxy = \"http://{nobody}\"\n");
+    let visits = Visits::start(door.traffic("a"), 200);
+    for (changed, why) in [
+        (dead_proxy.as_str(), nobody.as_str()),
+        ("server_name = \"elsewhere.test\"\n", "certificate"),
+    ] {
+        assert!(good.contains(&entry), "{good}");
+        file.write(&(good.replace(&entry, changed) + &service("b", service_of_a.address)));
+        let said = file.taken_up();
+        for part in ["no lane can be had by its changed configuration", why] {
+            assert!(said.contains(part), "{said}");
+        }
+        client.wait_for_line("the log says so", |line| {
+            line.contains("does not serve") && line.contains(why)
+        });
+        let seen = server_in_status(&file);
+        let told = seen["outdated_why"].as_str().expect("a reason");
+        assert!(told.contains(why), "{told}");
+        assert_eq!(
+            (&seen["state"], &seen["transport"]),
+            (&"up".into(), &"quic".into())
+        );
+        // Visitors may come, but not to the service that is new.
+        assert_eq!(http::get(file.admin, "/readyz").status, 200);
+        let ready = http::get(file.admin, "/readyz?service=b");
+        assert_eq!(ready.status, 503);
+        assert!(ready.body.contains(why), "{}", ready.body);
+        // It is told again by a reload that changes nothing.
+        let said = file.taken_up();
+        assert!(said.contains(why), "{said}");
+    }
+    file.write(&(good + &service("b", service_of_a.address)));
+    let said = file.taken_up();
+    assert!(!said.contains("no lane can be had"), "{said}");
+    assert_eq!(
+        server_in_status(&file)["outdated_why"],
+        serde_json::Value::Null
+    );
+    visitor::wait_until_served(door.traffic("b"));
+    let visits = visits.finish();
+    let failed = visits.iter().filter(|visit| visit.result.is_err()).count();
+    assert_eq!(failed, 0, "{}", summary(&visits));
+    visitor::exchange(&mut flow, b"after");
+}
+
+#[test]
+fn a_server_is_down_when_its_lanes_of_before_end_and_the_changed_entry_does_not_serve() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, at_server) = door(&site, &["a"], "");
+    let service_of_a = TcpService::echo();
+    let (client, file) = client(&site, "nas", &["a"], service_of_a.address, &door);
+    visitor::wait_until_served(door.traffic("a"));
+    let entry = format!("server_name = \"{SERVER_NAME}\"\n");
+    file.replace(&entry, "server_name = \"elsewhere.test\"\n");
+    let said = file.taken_up();
+    assert!(said.contains("no lane can be had"), "{said}");
+    drop((door, at_server));
+    client.wait_for_line("there is no lane", |line| line.contains("no lane is left"));
+    client.wait_for_line("why", |line| line.contains("cannot connect"));
+    assert_eq!(http::get(file.admin, "/readyz").status, 503);
+    let seen = server_in_status(&file);
+    assert_eq!(seen["outdated_why"], serde_json::Value::Null, "{seen}");
+    assert_eq!(seen["state"], "down");
 }
