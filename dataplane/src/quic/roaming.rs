@@ -487,6 +487,22 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_moves_on_without_a_proof_does_not_put_off_the_return() {
+        let begin = Instant::now();
+        let mut roaming = answering(1);
+        roaming.strayed(way(2), 100, begin, 7, 0);
+        let mut now = begin;
+        for port in 3..20 {
+            now += PROOF_TIMEOUT / 20;
+            let moved = roaming.strayed(way(port), 100, now, port.into(), 0);
+            assert_eq!(moved, Some(Moved::Challenge(port.into())));
+        }
+        assert_eq!(roaming.deadline(), Some(begin + PROOF_TIMEOUT));
+        assert!(roaming.expire(begin + PROOF_TIMEOUT));
+        assert_eq!(roaming.current(), way(1));
+    }
+
+    #[test]
     fn a_forged_address_costs_the_peer_little_and_only_once() {
         let now = Instant::now();
         let mut roaming = answering(1);
