@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use qmux_proto::control::{RefuseReason, RegisterOutcome};
 use rustix::process::Signal;
 
 use crate::support::counters;
 use crate::support::program::Program;
+use crate::support::quic_probe::{self, Probe};
 use crate::support::service::{TcpService, UdpService};
 use crate::support::slow_path::SlowPath;
 use crate::support::subject;
@@ -323,6 +325,41 @@ fn visitors_until_refused(address: SocketAddr, stop: impl FnOnce()) -> Vec<Visit
         let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
         ended.flat_map(|visits| visits.expect("visitors")).collect()
     })
+}
+
+#[test]
+fn a_client_that_proves_its_token_once_the_server_stops_is_refused() {
+    const TOKEN: &str = "correct horse battery";
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let service = TcpService::echo();
+    let site = Site::new();
+    let setup = ServerSetup {
+        server: vec![DRAIN_LONG],
+        auth: Some("method = \"token\"\ntoken = \"correct horse battery\""),
+        ..ServerSetup::default()
+    };
+    let server = Server::start(&site, &setup);
+    let setup = ClientSetup {
+        auth: vec!["token = \"correct horse battery\""],
+        identity: "",
+        ..ClientSetup::default()
+    };
+    let client = start_client(&site, &setup, server.quic(), service.address);
+    let mut flow = visitor::connect(server.traffic());
+    visitor::exchange(&mut flow, b"the server waits for this flow");
+    let mut config = quic_probe::config(site.path(), None);
+    let mut late = Probe::dial(server.quic(), &mut config);
+    let challenge = late.challenge("late", 1);
+    server.program.signal(Signal::TERM);
+    client.wait_for_line("the server drains", |line| line.contains("drain"));
+    let proof = late.proof(TOKEN, &challenge);
+    let RegisterOutcome::Refused { reason, text } = late.answer(proof) else {
+        panic!("it was let in, and would never hear that the server stops");
+    };
+    assert_eq!(reason, RefuseReason::Draining, "{text}");
+    visitor::exchange(&mut flow, b"and goes on");
 }
 
 #[test]
