@@ -1,7 +1,7 @@
 //! SIGTERM: no new visitors, open flows end in peace, exit code 0. A second one: the end at once.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -433,14 +433,41 @@ fn visitors_in_the_queue_are_served_by_a_server_that_is_told_to_stop() {
     }
 }
 
+/// A UDP service that takes its time, so that a few exchanges last longer than the stop of a
+/// program that does not wait for them.
+fn slow_udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut question = [0; 1_500];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            std::thread::sleep(Duration::from_millis(20));
+            if socket.send_to(&question[..length], from).is_err() {
+                return;
+            }
+        }
+    });
+    address
+}
+
 #[test]
 fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
     if subject::only_wire("udp_exchanges_under_way_are_answered_while_a_program_stops") {
         return;
     }
-    let service = UdpService::echo();
+    let service = slow_udp_echo();
     for stops_server in [true, false] {
-        let mut tunnel = tunnel(service.address, DRAIN_LONG);
+        // For TCP visitors a server waits for a while anyhow.
+        let server = ServerSetup {
+            server: vec![DRAIN_LONG],
+            listeners: vec!["udp"],
+            ..ServerSetup::default()
+        };
+        let client = ClientSetup {
+            client: vec![DRAIN_LONG],
+            ..ClientSetup::default()
+        };
+        let mut tunnel = Tunnel::with(&server, &client, service);
         let mut visitor = UdpVisitor::new(tunnel.traffic());
         visitor.echo(b"before");
         let program = if stops_server {
@@ -456,7 +483,9 @@ fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
                 while !stops.load(Ordering::SeqCst) && began.elapsed() < 2 * PATIENCE {
                     visitor.echo(b"before it stops");
                 }
-                visitor.echo(b"while it stops");
+                for _ in 0..10 {
+                    visitor.echo(b"while it stops");
+                }
             });
             program.signal(Signal::TERM);
             program.wait_for_line("that it stops", |line| line.contains("stopping"));
