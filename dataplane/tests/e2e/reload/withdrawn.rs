@@ -260,6 +260,14 @@ fn a_client_whose_entry_is_gone_is_drained_and_told_what_is_missing() {
     file.taken_up();
     says_withdrawn(&door, "gone", "entry");
     visitor::exchange(&mut flow, b"it has a little time");
+    // Each configuration has the lanes judged again, but not those that are withdrawn already.
+    for name in ["one", "two", "three"] {
+        file.append(&entry(name, &["a"]));
+        file.taken_up();
+    }
+    let metrics = http::get(door.admin, "/metrics").body;
+    let withdrawn = http::metric(&metrics, "qmux_dp_lanes_withdrawn_total");
+    assert!(withdrawn <= lanes_registered(&client) as f64, "{withdrawn}");
     assert!(matches!(visitor::read_to_end(&mut flow), Ending::Reset(_)));
     client.wait_for_line("the news", |line| {
         line.contains("may not serve there any more")
