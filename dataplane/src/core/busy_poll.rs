@@ -31,9 +31,10 @@ const LOOKS_PER_CLOCK: u32 = 16;
 /// meanwhile.
 const AWAY_MIN: Duration = Duration::from_micros(20);
 
-/// Times that this happens in a trial after which it is over: polling would only take the CPU from
-/// others.
-const TIMES_AWAY_MAX: u32 = 2;
+/// Times that this may happen in a trial, and polls per time. After more a trial is over: it would
+/// only take the CPU from others.
+const TIMES_AWAY_MAX: u32 = 4;
+const POLLS_PER_TIME_AWAY: u32 = 8;
 
 /// Time over which bytes are counted.
 const WINDOW: Duration = Duration::from_millis(20);
@@ -221,9 +222,10 @@ impl Policy {
             self.in_vain.set(self.in_vain.get().saturating_add(1));
         }
         if polled.was_away {
-            self.times_away.set(self.times_away.get().saturating_add(1));
-            let is_trial = matches!(self.phase.get(), Phase::Trial { .. });
-            if is_trial && self.times_away.get() > TIMES_AWAY_MAX {
+            let times = self.times_away.get() + 1;
+            self.times_away.set(times);
+            let often = times > TIMES_AWAY_MAX && times * POLLS_PER_TIME_AWAY > self.turns.get();
+            if often && matches!(self.phase.get(), Phase::Trial { .. }) {
                 self.phase.set(self.give_up(polled.at));
             }
         }
@@ -371,12 +373,12 @@ mod tests {
         let wait = |polls: bool, _| us(if polls { 60 } else { 50 });
         let (free, busy) = (
             turns(LONG, 64, wait),
-            turns_on_a_busy_cpu(LONG, 64, 8, wait),
+            turns_on_a_busy_cpu(LONG, 64, 4, wait),
         );
         assert!(busy.polls > 0, "it is tried");
         assert!(busy.polls * 5 < free.polls, "{busy:?} of {free:?}");
         let wait = |polls: bool, _| us(if polls { 45 } else { 95 });
-        let run = turns_on_a_busy_cpu(LONG, 64, 1_000, wait);
+        let run = turns_on_a_busy_cpu(LONG, 64, 16, wait);
         assert!(
             run.polls * 10 > run.turns * 9,
             "now and then does not matter"

@@ -10,7 +10,7 @@ use crate::support::tunnel::{
     ClientSetup, QUIC_NOTICES_SOON, ROLE_NOTICES_SOON, Server, ServerSetup, Site, start_client,
 };
 use crate::support::udp_visitor::UdpVisitor;
-use crate::support::visitor;
+use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
 /// One server, two clients, a service each.
@@ -170,12 +170,21 @@ fn the_other_client_takes_over_when_one_dies() {
 
 #[test]
 fn a_client_whose_service_closes_at_once_does_not_take_most_visitors() {
+    does_not_take_most_visitors(&TcpService::start(drop));
+}
+
+#[test]
+fn a_client_whose_service_resets_at_once_does_not_take_most_visitors() {
+    does_not_take_most_visitors(&TcpService::start(visitor::reset));
+}
+
+fn does_not_take_most_visitors(hole: &TcpService) {
     if subject::only_wire("what counts against a client") {
         return;
     }
     let site = Site::new();
     let server = Server::start(&site, &ServerSetup::default());
-    let (hole, good) = (TcpService::start(drop), TcpService::echo());
+    let good = TcpService::echo();
     let _clients = [("hole", hole.address), ("good", good.address)].map(|(name, service)| {
         let setup = ClientSetup {
             name,
@@ -195,4 +204,39 @@ fn a_client_whose_service_closes_at_once_does_not_take_most_visitors() {
         }
     }
     assert!(staying.len() >= 40, "{} of 60 were served", staying.len());
+}
+
+#[test]
+fn a_service_that_takes_everything_and_answers_nothing_gets_its_part_of_the_visitors() {
+    if subject::only_wire("what counts against a client") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    // One collects what its visitors say, as log servers do, and ends when they have.
+    let collector = TcpService::start(|mut stream| {
+        let said = visitor::read_to_end(&mut stream);
+        assert_eq!(said, Ending::Clean(b"what there is to say".to_vec()));
+    });
+    let echo = TcpService::echo();
+    let _clients = [("collector", collector.address), ("echo", echo.address)].map(|of| {
+        let (name, service) = of;
+        let setup = ClientSetup {
+            name,
+            ..ClientSetup::default()
+        };
+        start_client(&site, &setup, server.quic(), service)
+    });
+    for _ in 0..20 {
+        let mut stream = visitor::connect(server.traffic());
+        stream.write_all(b"what there is to say").expect("sent");
+        visitor::finish(&stream);
+        let answer = visitor::read_to_end(&mut stream);
+        assert!(matches!(answer, Ending::Clean(_)), "{answer:?}");
+    }
+    let (collected, echoed) = (collector.accepted(), echo.accepted());
+    assert!(
+        collected >= 8,
+        "{collected} were collected, {echoed} echoed"
+    );
 }

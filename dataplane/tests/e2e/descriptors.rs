@@ -11,6 +11,7 @@ use crate::support::tunnel::{
     ClientSetup, Listener, Server, ServerSetup, Site, client_launch, start_client,
 };
 use crate::support::visitor;
+use crate::support::wait;
 
 /// File descriptors of a process under test. Half of them are reserved.
 const DESCRIPTORS: usize = 128;
@@ -120,6 +121,37 @@ fn a_client_without_descriptors_refuses_flows_and_does_not_take_its_service_for_
     assert_alive(&mut served);
     drop(served);
     visitor::wait_until_served(server.traffic());
+}
+
+#[test]
+fn a_check_for_which_there_is_no_descriptor_does_not_take_the_service_for_down() {
+    if subject::only_wire("a_check_for_which_there_is_no_descriptor") {
+        return;
+    }
+    let service = TcpService::echo();
+    let site = Site::new();
+    let admin = ports::free_address();
+    let server = Server::start(&site, &ServerSetup::default());
+    let setup = ClientSetup {
+        admin: Some(admin),
+        local: vec!["health_check_interval = \"100ms\""],
+        ..ClientSetup::default()
+    };
+    let launch = client_launch(&site, &setup, server.quic(), service.address);
+    let client = launch.with_descriptors(DESCRIPTORS).start();
+    client.wait_until_ready().expect("the client serves");
+    let (mut served, _) = crowd(server.traffic());
+    let counted = |name: &str| {
+        let metrics = http::get(admin, "/metrics").body;
+        http::metric(&metrics, &format!("qmux_dp_{name}_total"))
+    };
+    wait::until_true("some checks are not made", || {
+        counted("service_checks_not_made") >= 5.0
+    });
+    assert_eq!(counted("service_checks_failed"), 0.0);
+    let log = client.stderr();
+    assert!(!log.contains("cannot be reached"), "{log}");
+    assert_alive(&mut served);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use rustix::process::Signal;
 
 use crate::support::counters;
-use crate::support::door::{Door, DoorSetup, Offering, published};
+use crate::support::door::{Door, DoorSetup, Offering, Published, free_range, published};
 use crate::support::http;
 use crate::support::ports;
 use crate::support::program::Program;
@@ -170,6 +170,44 @@ fn udp_visitors_do_not_depend_on_a_tcp_service() {
     for _ in 0..5 {
         UdpVisitor::new(server.traffic()).echo(b"served");
     }
+}
+
+#[test]
+fn a_udp_service_of_several_ports_is_not_down_because_nobody_listens_at_one_of_them() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let setup = DoorSetup {
+        services: vec![Published {
+            name: "game",
+            protocol: "udp",
+            ports: 2,
+        }],
+        config: "required = true\n".into(),
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+    let closed = free_range(2);
+    let open = SocketAddr::new(closed.ip(), closed.port() + 1);
+    let _service = UdpService::echo_on(UdpSocket::bind(open).expect("still free"));
+    let offering = Offering {
+        name: "client",
+        certificate: "client",
+        token: None,
+        services: vec![("game", "udp", closed, 2)],
+        client: "",
+    };
+    let _client = offering.start(&site, door.quic[0]);
+    http::wait_for(door.admin, "/readyz", 200);
+    let first = door.traffic("game");
+    wait::until_true("many are refused at the port where nobody listens", || {
+        UdpVisitor::new(first).send(b"lost");
+        let metrics = http::get(door.admin, "/metrics").body;
+        http::metric(&metrics, "qmux_dp_udp_failovers_exhausted_total") >= 10.0
+    });
+    assert_eq!(http::get(door.admin, "/readyz").status, 200);
+    UdpVisitor::new(SocketAddr::new(first.ip(), first.port() + 1)).echo(b"served");
 }
 
 #[test]

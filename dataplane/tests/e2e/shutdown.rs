@@ -1,15 +1,17 @@
 //! SIGTERM: no new visitors, open flows end in peace, exit code 0. A second one: the end at once.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use qmux_proto::control::{RefuseReason, RegisterOutcome};
 use rustix::process::Signal;
 
 use crate::support::counters;
 use crate::support::program::Program;
+use crate::support::quic_probe::{self, Probe};
 use crate::support::service::{TcpService, UdpService};
 use crate::support::slow_path::SlowPath;
 use crate::support::subject;
@@ -326,6 +328,41 @@ fn visitors_until_refused(address: SocketAddr, stop: impl FnOnce()) -> Vec<Visit
 }
 
 #[test]
+fn a_client_that_proves_its_token_once_the_server_stops_is_refused() {
+    const TOKEN: &str = "correct horse battery";
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let service = TcpService::echo();
+    let site = Site::new();
+    let setup = ServerSetup {
+        server: vec![DRAIN_LONG],
+        auth: Some("method = \"token\"\ntoken = \"correct horse battery\""),
+        ..ServerSetup::default()
+    };
+    let server = Server::start(&site, &setup);
+    let setup = ClientSetup {
+        auth: vec!["token = \"correct horse battery\""],
+        identity: "",
+        ..ClientSetup::default()
+    };
+    let client = start_client(&site, &setup, server.quic(), service.address);
+    let mut flow = visitor::connect(server.traffic());
+    visitor::exchange(&mut flow, b"the server waits for this flow");
+    let mut config = quic_probe::config(site.path(), None);
+    let mut late = Probe::dial(server.quic(), &mut config);
+    let challenge = late.challenge("late", 1);
+    server.program.signal(Signal::TERM);
+    client.wait_for_line("the server drains", |line| line.contains("drain"));
+    let proof = late.proof(TOKEN, &challenge);
+    let RegisterOutcome::Refused { reason, text } = late.answer(proof) else {
+        panic!("it was let in, and would never hear that the server stops");
+    };
+    assert_eq!(reason, RefuseReason::Draining, "{text}");
+    visitor::exchange(&mut flow, b"and goes on");
+}
+
+#[test]
 fn no_visitor_who_got_in_is_lost_when_a_server_stops() {
     if subject::only_wire("no_visitor_who_got_in_is_lost_when_a_server_stops") {
         return;
@@ -396,14 +433,41 @@ fn visitors_in_the_queue_are_served_by_a_server_that_is_told_to_stop() {
     }
 }
 
+/// A UDP service that takes its time, so that a few exchanges last longer than the stop of a
+/// program that does not wait for them.
+fn slow_udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut question = [0; 1_500];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            std::thread::sleep(Duration::from_millis(20));
+            if socket.send_to(&question[..length], from).is_err() {
+                return;
+            }
+        }
+    });
+    address
+}
+
 #[test]
 fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
     if subject::only_wire("udp_exchanges_under_way_are_answered_while_a_program_stops") {
         return;
     }
-    let service = UdpService::echo();
+    let service = slow_udp_echo();
     for stops_server in [true, false] {
-        let mut tunnel = tunnel(service.address, DRAIN_LONG);
+        // For TCP visitors a server waits for a while anyhow.
+        let server = ServerSetup {
+            server: vec![DRAIN_LONG],
+            listeners: vec!["udp"],
+            ..ServerSetup::default()
+        };
+        let client = ClientSetup {
+            client: vec![DRAIN_LONG],
+            ..ClientSetup::default()
+        };
+        let mut tunnel = Tunnel::with(&server, &client, service);
         let mut visitor = UdpVisitor::new(tunnel.traffic());
         visitor.echo(b"before");
         let program = if stops_server {
@@ -419,7 +483,9 @@ fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
                 while !stops.load(Ordering::SeqCst) && began.elapsed() < 2 * PATIENCE {
                     visitor.echo(b"before it stops");
                 }
-                visitor.echo(b"while it stops");
+                for _ in 0..10 {
+                    visitor.echo(b"while it stops");
+                }
             });
             program.signal(Signal::TERM);
             program.wait_for_line("that it stops", |line| line.contains("stopping"));

@@ -18,6 +18,9 @@ use crate::support::wait;
 /// Lanes that one client may have: twice what it can be told to open.
 const LANES_OF_CLIENT_MAX: usize = 512;
 
+/// Refused clients for which a core waits until they have read why.
+const REFUSED_LANES_MAX: usize = 64;
+
 fn server_with_metrics(name: &'static str) -> (ServerSetup, SocketAddr) {
     let admin = ports::free_address();
     let setup = ServerSetup {
@@ -137,6 +140,68 @@ fn no_other_server_with_the_same_key_can_be_made_to_reset_a_lane() {
         });
         assert_eq!(counter(admin, "stateless_resets_sent"), 0);
     }
+}
+
+#[test]
+fn refused_clients_that_do_not_leave_are_kept_up_to_a_bound() {
+    if subject::only_wire("what is refused to clients") {
+        return;
+    }
+    let site = Site::new();
+    let (setup, admin) = server_with_metrics("server");
+    let setup = ServerSetup {
+        auth: Some("method = \"token\"\ntoken = \"correct horse battery\""),
+        ..setup
+    };
+    let server = Server::start(&site, &setup);
+    let mut config = quic_probe::config(site.path(), None);
+    let mut strangers: Vec<_> = (0..REFUSED_LANES_MAX + 16)
+        .map(|_| Probe::dial(server.quic(), &mut config))
+        .collect();
+    for stranger in &mut strangers {
+        stranger.challenge("stranger", 1);
+    }
+    for stranger in &mut strangers {
+        stranger.send_answer(vec![0; 64]);
+    }
+    wait::until_true("all are refused", || {
+        counter(admin, "registrations_refused") >= strangers.len() as u64
+    });
+    assert!(counter(admin, "refusals_cut_short") > 0);
+}
+
+#[test]
+fn early_data_that_somebody_has_copied_registers_nobody() {
+    if subject::only_wire("early data") {
+        return;
+    }
+    let site = Site::new();
+    let (setup, admin) = server_with_metrics("server");
+    let server = Server::start(&site, &setup);
+    let mut config = quic_probe::config(site.path(), Some(&Identity::client()));
+    config.enable_early_data();
+    let mut first = Probe::dial(server.quic(), &mut config);
+    assert_eq!(first.register("known", 1), RegisterOutcome::Accepted);
+    let mut again = Probe::dial(server.quic(), &mut config);
+    let flight = again.first_flight(&first.session(), "known", 1);
+    let outcome = again.go_on(&flight, server.quic());
+    assert_eq!(outcome, RegisterOutcome::Accepted, "who goes on is let in");
+    assert_eq!(counter(admin, "early_data_accepted"), 1);
+
+    let mut copied = Probe::dial(server.quic(), &mut config);
+    let flight = copied.first_flight(&again.session(), "known", 1);
+    let stranger = UdpSocket::bind(("127.0.0.1", 0)).expect("a port");
+    stranger
+        .set_read_timeout(Some(wait::PATIENCE))
+        .expect("set");
+    for packet in &flight {
+        stranger.send_to(packet, server.quic()).expect("sent");
+    }
+    stranger.recv(&mut [0; 1_500]).expect("the server answers");
+    // What the copy could do is done by the time at which the next one is let in.
+    let next = Probe::dial(server.quic(), &mut config).register("next", 2);
+    assert_eq!(next, RegisterOutcome::Accepted);
+    assert_eq!(counter(admin, "registrations_accepted"), 3);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Authentication by token: who knows it is served, without a client certificate; whoever does not
 //! learns nothing.
 
+use qmux_proto::control::{RefuseReason, RegisterOutcome};
 use rustix::process::Signal;
 
 use crate::support::certs::Identity;
 use crate::support::counters;
 use crate::support::program::Program;
+use crate::support::quic_probe::{self, Probe};
 use crate::support::service::{TcpService, echo_both};
 use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch, start_client};
@@ -92,6 +94,78 @@ fn a_client_with_another_token_is_refused_without_a_hint() {
     assert!(line.contains("the client is not authenticated"), "{line}");
     let says = "if this client has an entry in [[server.clients]] there, as token of that entry";
     assert!(line.contains(says), "{line}");
+}
+
+#[test]
+fn a_proof_of_any_length_that_is_not_the_tokens_is_refused_like_a_wrong_token() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let site = Site::new();
+    let mut server = Server::start(&site, &server_with_token());
+    let mut config = quic_probe::config(site.path(), None);
+    let mut answer = |change: fn(&mut Vec<u8>)| {
+        let mut probe = Probe::dial(server.quic(), &mut config);
+        let challenge = probe.challenge("somebody", 1);
+        let mut proof = probe.proof("correct horse battery", &challenge);
+        change(&mut proof);
+        probe.answer(proof)
+    };
+    assert_eq!(
+        answer(|_| ()),
+        RegisterOutcome::Accepted,
+        "the proof itself"
+    );
+    let wrong: [fn(&mut Vec<u8>); 4] = [
+        |proof| proof[0] ^= 1,
+        |proof| proof.clear(),
+        |proof| proof.truncate(1),
+        |proof| proof.truncate(63),
+    ];
+    for wrong in wrong {
+        let refused = RegisterOutcome::Refused {
+            reason: RefuseReason::Unauthenticated,
+            text: String::new(),
+        };
+        assert_eq!(answer(wrong), refused);
+    }
+    let at_server = stop(&mut server.program);
+    assert_eq!(at_server("tokens_refused"), 4);
+    assert_eq!(at_server("registrations_accepted"), 1);
+}
+
+#[test]
+fn nobody_takes_the_name_of_an_entry_with_the_token_of_all() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let setup = ServerSetup {
+        auth: Some(
+            "method = \"token\"\ntoken = \"correct horse battery\"\n\
+             [[server.clients]]\nname = \"nas\"\ntoken = \"wrong pony battery\"\n\
+             services = [\"\"]",
+        ),
+        ..ServerSetup::default()
+    };
+    let server = Server::start(&site, &setup);
+    let mut config = quic_probe::config(site.path(), None);
+    let mut register = |client_id, instance, token| {
+        let mut probe = Probe::dial(server.quic(), &mut config);
+        let challenge = probe.challenge(client_id, instance);
+        let proof = probe.proof(token, &challenge);
+        probe.answer(proof)
+    };
+    let nas = register("nas", 1, "wrong pony battery");
+    assert_eq!(nas, RegisterOutcome::Accepted, "by its own token");
+    let others = "correct horse battery";
+    let other = register("other", 2, others);
+    assert_eq!(other, RegisterOutcome::Accepted);
+    let RegisterOutcome::Refused { reason, text } = register("nas", 3, others) else {
+        panic!("it was let in under the name of another");
+    };
+    assert_eq!(reason, RefuseReason::BadRequest, "{text}");
+    assert!(text.contains("the name of another client"), "{text}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::connection::never_fragment;
+use super::carrier::never_fragment;
 
 /// Requests of one size that must fail before that size counts as one that does not pass.
 const TRIES: u16 = 3;

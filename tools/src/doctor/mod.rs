@@ -10,7 +10,9 @@
 //! | --- | --- |
 //! | `report` | the lines and the sentence |
 //! | `name` | addresses of the server |
-//! | `connection` | the handshake and the registration |
+//! | `connection` | an attempt: what it needs, and what was seen |
+//! | `dialed` | the handshake and the registration |
+//! | `carrier` | the UDP socket, or what stands for it |
 //! | `over_tls` | TLS over TCP, and the packets inside |
 //! | `path` | what a connection that failed says about the path to the server |
 //! | `echo` | whether packets of a size are answered (ICMP) |
@@ -19,9 +21,11 @@
 //! | `judge` | what the end of a connection says about certificates, token and permission |
 //! | `service` | the local service |
 
+mod carrier;
 mod clock;
 mod connection;
 mod credentials;
+mod dialed;
 mod echo;
 mod judge;
 mod name;

@@ -120,7 +120,7 @@ fn works(seen: &Seen, route: (Step, String)) -> Findings {
 /// The largest UDP payload that leaves towards `peer` by now, if a handshake does not fit: a router
 /// may have reported a smaller MTU meanwhile.
 fn leaves_too_little(peer: SocketAddr, before: Option<usize>) -> Option<usize> {
-    let now = super::connection::leaves(peer).or(before)?;
+    let now = super::carrier::leaves(peer).or(before)?;
     (now < HANDSHAKE_UDP_PAYLOAD_BYTES).then_some(now)
 }
 

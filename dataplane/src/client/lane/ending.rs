@@ -160,7 +160,10 @@ impl Display for AttemptEnd {
 
 #[cfg(test)]
 mod tests {
+    use boring::x509::X509VerifyError;
+
     use super::*;
+    use crate::quic::end::BadCertificate;
 
     /// One end of every kind.
     fn ends() -> Vec<LaneEnd> {
@@ -173,7 +176,13 @@ mod tests {
         ];
         let by_peer = codes.map(|code| LaneEnd::ClosedByPeer(code, String::new()));
         let by_us = codes.map(LaneEnd::ClosedByUs);
+        let expired = BadCertificate {
+            code: 0x12d,
+            why: X509VerifyError::CERT_HAS_EXPIRED,
+            facts: None,
+        };
         let others = [
+            LaneEnd::BadCertificate(Box::new(expired)),
             LaneEnd::TransportErrorByPeer(1, String::new()),
             LaneEnd::TransportErrorByUs(1, String::new()),
             LaneEnd::StatelessReset,
@@ -232,6 +241,7 @@ mod tests {
                 LaneEnd::ClosedByPeer(..)
                     | LaneEnd::TransportErrorByPeer(..)
                     | LaneEnd::TransportErrorByUs(..)
+                    | LaneEnd::BadCertificate(_)
             );
             assert_eq!(Causes::of(&end).session_is_spent, took_part, "{end}");
         }

@@ -425,6 +425,26 @@ fn a_tls_connection_that_is_lost_is_dialled_often_for_as_long_as_the_server_keep
 }
 
 #[test]
+fn a_connection_that_was_in_vain_once_more_is_no_reason_to_dial_often_again() {
+    let ride = Some(Action::Ride(Riding::Tls, Why::TlsIsBack));
+    let mut now = Instant::now();
+    let mut lane = Fallback::new(Transport::Tls, Riding::Tls, now);
+    lane.lost_tls(now, true);
+    for _ in 0..2 {
+        assert_eq!(ask(&mut lane, now, Some(now)), Some(Action::DialTls));
+        lane.dialled(now, true);
+        assert_eq!(ask(&mut lane, now, Some(now)), ride);
+        now += LOST_FOR;
+        lane.lost_tls(now, false);
+        now = lane.deadline().expect("it dials again");
+    }
+    // The server has long given the flows up.
+    assert_eq!(ask(&mut lane, now, Some(now)), Some(Action::DialTls));
+    lane.dialled(now, false);
+    assert_eq!(lane.deadline(), Some(now + DIAL_PAUSE));
+}
+
+#[test]
 fn connections_that_end_without_an_answer_are_not_dialled_often_for_ever() {
     let start = Instant::now();
     let mut lane = Fallback::new(Transport::Tls, Riding::Tls, start);

@@ -273,6 +273,54 @@ mod tests {
         }
     }
 
+    /// The windows that began with pauses, in a time in which `next` says when something comes
+    /// next, and how much.
+    fn paced_windows(of: Duration, next: impl Fn(bool) -> (Duration, u32)) -> Vec<bool> {
+        let moderation = Moderation::default();
+        let begin = Instant::now();
+        let (mut now, mut windows) = (begin, Vec::new());
+        let (mut began, mut is_paced) = (None, false);
+        while now < begin + of {
+            let (pause, datagrams) = next(is_paced);
+            now += pause;
+            moderation.received(datagrams);
+            is_paced = moderation.emptied(now);
+            if began != moderation.window_began.get() {
+                began = moderation.window_began.get();
+                windows.push(is_paced);
+            }
+        }
+        windows
+    }
+
+    #[test]
+    fn every_second_there_is_a_window_without_pauses_to_compare_with() {
+        // As much comes with pauses as without.
+        let windows = paced_windows(10 * LONG, |is_paced| match is_paced {
+            true => (PAUSE, 10),
+            false => (PAUSE / 10, 1),
+        });
+        let first = windows.iter().position(|paced| *paced).expect("pauses");
+        let free = windows[first..].iter().filter(|paced| !**paced).count();
+        assert!((8..=10).contains(&free), "{free} of {}", windows.len());
+    }
+
+    #[test]
+    fn pauses_that_slow_the_traffic_are_tried_more_and_more_seldom() {
+        // With pauses half as much comes as without.
+        let tried = |of| {
+            let windows = paced_windows(of, |is_paced| match is_paced {
+                true => (PAUSE, 5),
+                false => (PAUSE / 10, 1),
+            });
+            windows.iter().filter(|paced| **paced).count()
+        };
+        // At once, after 0.25, 0.75, 1.75, 3.75 and 7.75 seconds, and then every 8 seconds.
+        assert_eq!(tried(4 * LONG - LONG / 8), 5);
+        assert_eq!(tried(9 * LONG), 6);
+        assert_eq!(tried(38 * LONG), 9);
+    }
+
     #[test]
     fn a_stall_in_one_of_two_windows_is_not_taken_for_slow_pauses() {
         let moderation = Moderation::default();

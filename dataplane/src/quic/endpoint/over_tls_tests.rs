@@ -7,7 +7,7 @@ use crate::quic::credentials::{ClientCredentials, ServerCredentials};
 use crate::quic::over_tls;
 use crate::sys::tcp::TcpSocket;
 
-use super::tests::{run, setup, until};
+use super::tests::{crowd, run, setup, until};
 use super::*;
 use crate::quic::tls;
 
@@ -141,6 +141,44 @@ fn what_carries_no_id_of_this_server_is_passed_on_to_the_process_before_within_b
         let mut genuine = packet_for(server.new_cid(local(&server)));
         server.packet(&mut genuine, from, true);
         assert_eq!(owner.passed.get(), passed + 1);
+    });
+}
+
+#[test]
+fn a_stranger_over_tls_need_not_prove_its_address_once_more() {
+    run(async |config| {
+        let (server, _owner) = server(&config, false);
+        let (accepted, connected) = connection(&config).await;
+        server.adopt_tls(accepted).expect("adopted");
+        let client = Endpoint::start(setup(&config, false), None);
+        let id = client.adopt_tls(connected).expect("adopted");
+        // Over UDP everybody would be asked for a proof now.
+        crowd(&server, 512);
+        let (to, way) = (server.socket.local_addr(), client.tls_way(id));
+        let lane = client.dial_along(to, way, "localhost", 0, None);
+        let lane = lane.expect("dial");
+        lane.established().await.expect("established");
+        assert_eq!(server.counters.retries_sent.get(), 0);
+    });
+}
+
+#[test]
+fn lanes_that_are_not_here_are_reset_within_the_bound_of_each_second() {
+    run(async |config| {
+        let (server, _owner) = server(&config, false);
+        let counters = &server.counters;
+        let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let from = Way::over_udp(stranger.local_addr().expect("bound"), None);
+        let packet = packet_for(server.new_cid(local(&server)));
+        server.packet(&mut packet.clone(), from, true);
+        assert_eq!(counters.stateless_resets_sent.get(), 1);
+        assert_eq!(counters.stateless_resets_suppressed.get(), 0);
+        // That second is not over yet.
+        let used_up = (Instant::now() + Duration::from_secs(60), u32::MAX);
+        server.resets.set(used_up);
+        server.packet(&mut packet.clone(), from, true);
+        assert_eq!(counters.stateless_resets_sent.get(), 1);
+        assert_eq!(counters.stateless_resets_suppressed.get(), 1);
     });
 }
 

@@ -236,6 +236,22 @@ fn a_lane_that_ended_is_freed_on_both_sides() {
 }
 
 #[test]
+fn a_first_packet_that_is_smaller_than_clients_send_is_not_looked_into() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let to = server.socket.local_addr();
+        sender.send_to(&junk(1)[..1_199], to).expect("sent");
+        sender.send_to(&junk(2), to).expect("sent");
+        let counters = &server.counters;
+        until("the second one", || counters.initials_invalid.get() > 0).await;
+        assert_eq!(counters.initials_invalid.get(), 1);
+        assert_eq!(counters.quic_packets_unknown.get(), 1, "the first one");
+    });
+}
+
+#[test]
 fn junk_that_looks_like_a_first_packet_holds_no_place() {
     run(async |config| {
         let owner = Rc::new(Owner::default());
@@ -481,6 +497,23 @@ fn a_client_that_stops_in_the_middle_of_a_handshake_is_given_up() {
         until("the handshake to be given up", || places(&server) == 0).await;
         assert!(owner.accepted.borrow()[0].upgrade().is_none());
         assert_eq!(server.counters.handshakes_failed.get(), 1);
+    });
+}
+
+#[test]
+fn a_report_that_nobody_listens_ends_a_handshake_and_no_lane_that_is_up() {
+    run(async |config| {
+        let pair = Pair::connected(&config).await;
+        let lane = &pair.client_lane;
+        let refused = std::io::ErrorKind::ConnectionRefused;
+        assert!(!lane.nobody_listens(refused), "anybody can forge it");
+        assert!(lane.is_open() && !lane.given_up.get());
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let to = silent.local_addr().expect("bound");
+        let dialed = pair.client_endpoint().dial(to, "localhost", 0, None);
+        let dialed = dialed.expect("dial");
+        assert!(dialed.nobody_listens(refused));
+        assert_eq!(dialed.ended().await, LaneEnd::Unreachable(refused));
     });
 }
 

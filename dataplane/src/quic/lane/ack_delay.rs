@@ -261,6 +261,10 @@ impl Lane {
 }
 
 #[cfg(test)]
+#[path = "ack_delay_lane_tests.rs"]
+mod lane_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

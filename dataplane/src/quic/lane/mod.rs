@@ -6,9 +6,11 @@
 
 mod ack_delay;
 mod bundles;
+mod closing;
 mod coalesce;
 mod connection;
 mod datagrams;
+mod dispatch;
 mod ended;
 mod events;
 mod held_back;
@@ -27,7 +29,6 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use qmux_proto::control::Finished;
-use qmux_proto::datagram::Bundle;
 use qmux_proto::{FlowError, LaneError};
 use rustc_hash::FxBuildHasher;
 
@@ -38,7 +39,6 @@ use super::roaming::Way;
 use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
-use crate::core::panics::contain;
 use ack_delay::AckDelay;
 pub(in crate::quic) use ack_delay::Brought;
 use bundles::Bundles;
@@ -90,9 +90,6 @@ const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 /// How long the repetition of a FIN on the control stream is delayed, so that it is sent together
 /// with others.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
-
-/// A peer that has completed the handshake must register within this time.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state of one stream, and of the flow that waits for it.
 #[derive(Debug, Default)]
@@ -310,24 +307,6 @@ impl Lane {
         }
     }
 
-    /// Waits until the lane begins to end; returns why.
-    pub(crate) async fn ended(&self) -> LaneEnd {
-        loop {
-            if let Some(end) = self.end() {
-                return end;
-            }
-            if let Some(error) = self.closed_by_us.get() {
-                return LaneEnd::ClosedByUs(error);
-            }
-            self.established.wait().await;
-        }
-    }
-
-    /// Why the lane ended, if it has.
-    pub(crate) fn end(&self) -> Option<LaneEnd> {
-        self.end.borrow().clone()
-    }
-
     /// Notes that the peer has registered, so that the lane no longer counts among those of
     /// strangers.
     pub(crate) fn admit(&self) {
@@ -343,13 +322,6 @@ impl Lane {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.admitted(self);
         }
-    }
-
-    /// True until the lane has ended or begun to close.
-    pub(crate) fn is_open(&self) -> bool {
-        self.end.borrow().is_none()
-            && self.closed_by_us.get().is_none()
-            && !self.conn.was_interrupted()
     }
 
     /// Runs `with` on the TLS session (for keying material and certificates).
@@ -372,25 +344,6 @@ impl Lane {
         self.conn.borrow().stats().recv > 0
     }
 
-    /// Ends the lane without the peer's knowledge, in the next flush.
-    pub(super) fn give_up(&self) {
-        self.given_up.set(true);
-        self.admission_deadline.set(None);
-        self.mark_dirty();
-    }
-
-    /// Gives up a handshake because the network reports that nobody listens at the peer's address.
-    /// Anybody who guesses the port can forge such a report (RFC 9000, section 14.2.1), so it is
-    /// ignored by a lane that is up.
-    pub(super) fn nobody_listens(&self, kind: std::io::ErrorKind) -> bool {
-        let waits = !self.was_established.get() && self.is_open();
-        if waits {
-            self.unreachable.set(Some(kind));
-            self.give_up();
-        }
-        waits
-    }
-
     /// Number of genuine packets received so far: more of them are a sign of life.
     pub(crate) fn packets_received(&self) -> u64 {
         self.genuine_packets()
@@ -403,31 +356,6 @@ impl Lane {
             .path_stats()
             .find(|path| path.active)
             .map_or(Duration::ZERO, |path| path.rtt)
-    }
-
-    /// Closes the lane with `error`; the peer is told in the next flush.
-    pub(crate) fn close(&self, error: LaneError, text: &str) {
-        if self.conn.was_interrupted() {
-            self.mark_dirty(); // The endpoint ends it.
-        } else if self.closed_by_us.get().is_none() {
-            self.closed_by_us.set(Some(error));
-            if self.cuts_off()
-                && let Some(endpoint) = self.endpoint.upgrade()
-            {
-                endpoint.counters().lanes_cut_off.increment();
-                tracing::debug!(
-                    lane = self.key,
-                    "closed before the peer had acknowledged all of what had been sent"
-                );
-            }
-            // `Done` means that it is closing already.
-            let _closing = self
-                .conn
-                .borrow_mut()
-                .close(true, error.code(), text.as_bytes());
-            self.wake_all();
-            self.mark_dirty();
-        }
     }
 
     /// Makes the endpoint flush this lane after the tasks that are ready now have run.
@@ -447,170 +375,6 @@ impl Lane {
             let _closing = self.conn.borrow_mut().send_ack_eliciting();
             self.mark_dirty();
         }
-    }
-
-    // ---- called by the endpoint ----
-
-    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the
-    /// end. Returns what there was for streams.
-    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> Brought {
-        let mut brought = Brought::NothingForStreams;
-        let conn = self.conn.borrow_mut();
-        if !self.was_established.get() && conn.is_established() {
-            self.was_established.set(true);
-            if conn.is_server() {
-                self.admission_deadline
-                    .set(Some(Instant::now() + REGISTER_TIMEOUT));
-                self.mark_dirty(); // Arms the new deadline.
-            } else {
-                self.admission_deadline.set(None);
-            }
-            self.established.set();
-        }
-        drop(conn);
-        // This comes before any flow: what the lane itself has to send waits for nobody.
-        self.flush_control();
-        if self.note_writable() {
-            brought = Brought::Flows;
-        }
-        self.let_held_back_go_on();
-        self.wake_room_waiters();
-        self.tell_coalesced(now);
-        let mut conn = self.conn.borrow_mut();
-        while let Some(stream) = conn.stream_readable_next() {
-            if stream == CONTROL_STREAM {
-                brought = Brought::Control;
-            } else if brought != Brought::Control {
-                brought = Brought::Flows;
-            }
-            drop(conn);
-            let known = self.stream_readable(stream, now);
-            conn = self.conn.borrow_mut();
-            // A stream of ours without waiters has been detached: this is late data for a flow that
-            // was given up.
-            let theirs = (stream & 1 == 1) != conn.is_server();
-            if !known && theirs {
-                drop(conn);
-                if let Some(events) = self.events() {
-                    events.stream_opened(self, stream);
-                }
-                conn = self.conn.borrow_mut();
-            } else if !known {
-                drop(conn);
-                self.discard(stream);
-                conn = self.conn.borrow_mut();
-            }
-        }
-        drop(conn);
-        self.deliver_datagrams();
-        brought
-    }
-
-    /// Delivers received datagrams. It is called more often than [`Lane::dispatch`] when many come
-    /// in one turn.
-    pub(super) fn deliver_datagrams(self: &Rc<Self>) {
-        let Some(events) = self.events() else {
-            return;
-        };
-        let mut any = false;
-        loop {
-            let next = self.conn.borrow_mut().dgram_recv_buf();
-            let Ok(datagram) = next else { break };
-            any = true;
-            Tally::add(&self.datagrams.delivered, 1);
-            match Bundle::of(datagram.as_ref()) {
-                None => events.datagram(self, datagram.as_ref()),
-                Some(bundle) => self.unbundle(bundle, &*events),
-            }
-        }
-        if any {
-            events.datagrams_done(self);
-        }
-    }
-
-    /// Reads and drops the rest of a stream that nobody waits for any more, so that it can be
-    /// collected.
-    pub(crate) fn discard(&self, stream: u64) {
-        let mut conn = self.conn.borrow_mut();
-        while conn.stream_discard(stream, usize::MAX).is_ok() {}
-    }
-
-    /// Marks the lane as ended if its connection has closed. Returns true the first time.
-    pub(super) fn note_end(self: &Rc<Self>) -> bool {
-        if self.end.borrow().is_some() {
-            return false;
-        }
-        let Some(end) = LaneEnd::of(
-            &mut self.conn.borrow_mut(),
-            self.closed_by_us.get(),
-            self.was_established.get(),
-            self.given_up.get(),
-        ) else {
-            return false;
-        };
-        let end = self.unreachable.get().map_or(end, LaneEnd::Unreachable);
-        self.count_last_datagrams();
-        *self.end.borrow_mut() = Some(end.clone());
-        self.wake_all();
-        let events = self.events.borrow_mut().take();
-        if let Some(events) = events {
-            events.ended(self, &end);
-        }
-        true
-    }
-
-    /// Ends the lane at once, and does not use its connection any more, because a panic has
-    /// interrupted it.
-    pub(super) fn break_off(self: &Rc<Self>) {
-        if self.end.borrow().is_some() {
-            return;
-        }
-        *self.end.borrow_mut() = Some(LaneEnd::Broken);
-        self.wake_all();
-        let events = self.events.borrow_mut().take();
-        if let Some(events) = events {
-            let _counted = contain(|| events.ended(self, &LaneEnd::Broken));
-        }
-    }
-
-    /// Resets the streams of flows whose tasks have panicked; nobody but this lane knows them any
-    /// more.
-    pub(super) fn abandon_orphans(&self) {
-        let is_orphan = |waiters: &Rc<StreamWaiters>| {
-            let listed = [waiters.share.is_queued(), waiters.held_back.get()];
-            Rc::strong_count(waiters) == 1 + listed.into_iter().filter(|it| *it).count()
-        };
-        let waiters = self.waiters.borrow();
-        let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));
-        let orphans: Vec<u64> = orphans.map(|(stream, _)| *stream).collect();
-        drop(waiters);
-        for stream in orphans {
-            self.reset(stream, FlowError::Internal);
-            self.stop(stream, FlowError::Internal);
-            self.detach(stream);
-        }
-    }
-
-    /// Ends the lane after a panic in work for it.
-    pub(crate) fn panicked(self: &Rc<Self>) {
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.lane_panicked(self);
-        }
-    }
-
-    /// Cleans up after a panic in one of the lane's flows.
-    pub(crate) fn flow_panicked(&self) {
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.flow_panicked();
-        }
-    }
-
-    fn wake_all(&self) {
-        for waiters in self.waiters.borrow().values() {
-            waiters.readable.set();
-            waiters.writable.set();
-        }
-        self.established.set();
     }
 }
 

@@ -60,6 +60,20 @@ fn a_rate_lets_its_burst_in_at_once_and_then_so_many_a_second() {
 }
 
 #[test]
+fn a_source_that_has_not_come_for_long_has_saved_up_no_more_than_its_burst() {
+    let mut it = sources(|limits| {
+        limits.visitors_max = 100;
+        limits.visitors_per_second = 3;
+    });
+    let now = Instant::now();
+    // This one stays, so that its source is remembered.
+    assert_eq!(it.open(ip(1), now).map(drop), Ok(()));
+    let later = now + Duration::from_secs(3_600);
+    let admitted = (0..10).filter(|_| it.open(ip(1), later).is_ok());
+    assert_eq!(admitted.count(), 3);
+}
+
+#[test]
 fn a_refused_visitor_takes_nothing_of_the_rate() {
     let mut it = sources(|limits| {
         limits.visitors_max = 1;

@@ -154,7 +154,10 @@ fn instances_of_one_entry_are_bounded() {
     );
     enter(0).expect("one more lane of one that is there");
     joined.pop();
-    enter(most).expect("one has gone");
+    joined.push(enter(most).expect("one has gone"));
+    enter(most + 1).expect_err("too many again");
+    joined[0].membership.silence(true);
+    enter(most + 1).expect("one does not answer, and is about to go");
 }
 
 #[test]

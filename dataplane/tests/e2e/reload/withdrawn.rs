@@ -260,6 +260,14 @@ fn a_client_whose_entry_is_gone_is_drained_and_told_what_is_missing() {
     file.taken_up();
     says_withdrawn(&door, "gone", "entry");
     visitor::exchange(&mut flow, b"it has a little time");
+    // Each configuration has the lanes judged again, but not those that are withdrawn already.
+    for name in ["one", "two", "three"] {
+        file.append(&entry(name, &["a"]));
+        file.taken_up();
+    }
+    let metrics = http::get(door.admin, "/metrics").body;
+    let withdrawn = http::metric(&metrics, "qmux_dp_lanes_withdrawn_total");
+    assert!(withdrawn <= lanes_registered(&client) as f64, "{withdrawn}");
     assert!(matches!(visitor::read_to_end(&mut flow), Ending::Reset(_)));
     client.wait_for_line("the news", |line| {
         line.contains("may not serve there any more")
@@ -296,6 +304,61 @@ fn a_client_whose_token_is_another_one_now_comes_back_with_that() {
     wait_until_refused(door.traffic("a"));
     let _new = with("new", new).start(&site, door.quic[0]);
     visitor::wait_until_served(door.traffic("a"));
+}
+
+#[test]
+fn a_client_is_disconnected_when_clients_prove_in_another_way_who_they_are() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let token = "method = \"token\"\ntoken = \"the secret of this server\"";
+    let by_certificate_now = "method = \"mtls\"\nca_cert_file = \"ca.crt\"";
+    let (door, file) = by_certificate(&site, token, &[]);
+    let service = TcpService::echo();
+    let with_token = Offering {
+        token: Some("the secret of this server"),
+        ..offering("with-token", &["a"], service.address)
+    };
+    let _with_token = with_token.start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    file.replace(token, by_certificate_now);
+    file.taken_up();
+    says_withdrawn(&door, "", "prove in another way");
+    wait_until_refused(door.traffic("a"));
+    let _with_certificate = offering("other", &["b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("b"));
+    file.replace(by_certificate_now, token);
+    file.taken_up();
+    wait_until_refused(door.traffic("b"));
+}
+
+#[test]
+fn a_client_whose_certificate_is_given_to_another_entry_comes_back_as_that() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, file) = by_certificate(&site, "", &[entry("nas", &["a"])]);
+    let service = TcpService::echo();
+    let _client = offering("nas", &["a", "b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    assert!(
+        !visitor::echo_works(door.traffic("b")),
+        "that is not for it"
+    );
+    let certificate = std::fs::read(site.path().join("nas.crt")).expect("its certificate");
+    let parsed = boring::x509::X509::from_pem(&certificate);
+    let der = parsed.and_then(|it| it.to_der()).expect("a certificate");
+    let names = qmux_config::CertificateNames::of(&der).expect("a certificate");
+    let fingerprint = qmux_config::show_fingerprint(&names.fingerprint);
+    // A fingerprint goes before a name, and the entry by name stays.
+    let key = format!("fingerprint = \"{fingerprint}\"");
+    file.append(&entry_by("vault", &key, &["b"]));
+    file.taken_up();
+    says_withdrawn(&door, "nas", "belongs to another entry");
+    visitor::wait_until_served(door.traffic("b"));
+    wait_until_refused(door.traffic("a"));
 }
 
 #[test]

@@ -6,8 +6,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use boring::hash::hmac_sha512;
+use boring::ssl::SslRef;
 use qmux_proto::control::{
-    Capabilities, Decoder, Message, Register, RegisterOutcome, ServiceAnswer, ServiceOffer,
+    AuthChallenge, AuthProof, Capabilities, Decoder, Message, Register, RegisterOutcome,
+    ServiceAnswer, ServiceOffer,
 };
 use quiche::{Config, CongestionControlAlgorithm, Connection, PROTOCOL_VERSION, RecvInfo};
 
@@ -25,6 +28,11 @@ const CONTROL_STREAM: u64 = 0;
 const PACKET_BYTES_MAX: usize = 1350;
 /// CRYPTO_ERROR codes: 0x0100 plus the TLS alert (RFC 9001, section 4.8).
 const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x0100..=0x01ff;
+
+/// What the proof of a token is made of (docs/protocol.md).
+const EXPORTER_LABEL: &str = "EXPORTER-qmux-dp-token";
+const PROOF_LABEL: &[u8] = b"qmux-dp/1 token proof";
+const EXPORTED_BYTES: usize = 64;
 
 /// The verdict of a server on a client.
 #[derive(Debug, PartialEq, Eq)]
@@ -124,18 +132,98 @@ impl Probe {
         })
     }
 
+    /// Registers the lane at a server with tokens; returns the server's challenge.
+    pub(crate) fn challenge(&mut self, client_id: &str, instance: u8) -> AuthChallenge {
+        let capabilities = Capabilities::default();
+        let request = request(client_id, instance, capabilities, Vec::new());
+        self.ask(&request, |message| match message {
+            Message::AuthChallenge(challenge) => Some(challenge),
+            _ => None,
+        })
+    }
+
+    /// The proof of a token for a challenge.
+    pub(crate) fn proof(&mut self, token: &str, challenge: &AuthChallenge) -> Vec<u8> {
+        let ssl: &mut SslRef = self.connection.as_mut();
+        let mut exported = [0; EXPORTED_BYTES];
+        let complete = ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None);
+        complete.expect("the handshake is complete");
+        let input = [PROOF_LABEL, &challenge.nonce, &exported].concat();
+        let mac = hmac_sha512(token.as_bytes(), &input);
+        mac.expect("a hash").to_vec()
+    }
+
+    /// Answers a challenge; returns the server's answer to the registration.
+    pub(crate) fn answer(&mut self, mac: Vec<u8>) -> RegisterOutcome {
+        let proof = Message::AuthProof(AuthProof { mac });
+        self.ask(&proof, |message| match message {
+            Message::RegisterAck(ack) => Some(ack.outcome),
+            _ => None,
+        })
+    }
+
+    /// Answers a challenge, and waits for nothing.
+    pub(crate) fn send_answer(&mut self, mac: Vec<u8>) {
+        self.say(&Message::AuthProof(AuthProof { mac }));
+        send(&mut self.connection, &self.socket);
+    }
+
+    /// The session of this connection, with which another one can begin.
+    pub(crate) fn session(&mut self) -> Vec<u8> {
+        self.until("a ticket", |connection| {
+            connection.session().map(<[u8]>::to_vec)
+        })
+    }
+
+    /// What a client that comes back with this session sends first: its registration is in it, as
+    /// early data. Nothing has been sent yet.
+    pub(crate) fn first_flight(
+        &mut self,
+        session: &[u8],
+        client_id: &str,
+        instance: u8,
+    ) -> Vec<Vec<u8>> {
+        self.connection.set_session(session).expect("a session");
+        let mut flight = packets(&mut self.connection);
+        assert!(self.connection.is_in_early_data(), "it allows early data");
+        let capabilities = Capabilities::default();
+        let request = request(client_id, instance, capabilities, Vec::new());
+        self.say(&request);
+        flight.extend(packets(&mut self.connection));
+        flight
+    }
+
+    /// Sends a first flight, and goes on to the server's answer.
+    pub(crate) fn go_on(&mut self, flight: &[Vec<u8>], server: SocketAddr) -> RegisterOutcome {
+        for packet in flight {
+            self.socket.send_to(packet, server).expect("sent");
+        }
+        self.hear(|message| match message {
+            Message::RegisterAck(ack) => Some(ack.outcome),
+            _ => None,
+        })
+    }
+
     /// Sends a message when the handshake is complete, and reads others until `answer` takes one.
-    fn ask<T>(&mut self, request: &Message, mut answer: impl FnMut(Message) -> Option<T>) -> T {
+    fn ask<T>(&mut self, request: &Message, answer: impl FnMut(Message) -> Option<T>) -> T {
+        self.until("the end of the handshake", |connection| {
+            connection.is_established().then_some(())
+        });
+        self.say(request);
+        self.hear(answer)
+    }
+
+    fn say(&mut self, message: &Message) {
         let mut bytes = Vec::new();
-        request.encode(&mut bytes);
-        let mut sent = false;
+        message.encode(&mut bytes);
+        let taken = self.connection.stream_send(CONTROL_STREAM, &bytes, false);
+        assert_eq!(taken, Ok(bytes.len()));
+    }
+
+    /// Reads messages until `answer` takes one.
+    fn hear<T>(&mut self, mut answer: impl FnMut(Message) -> Option<T>) -> T {
         let mut decoder = Decoder::new();
         self.until("an answer on the control stream", |connection| {
-            if !sent && connection.is_established() {
-                let taken = connection.stream_send(CONTROL_STREAM, &bytes, false);
-                assert_eq!(taken, Ok(bytes.len()));
-                sent = true;
-            }
             let mut read = [0; 1_024];
             while let Ok((length, _)) = connection.stream_recv(CONTROL_STREAM, &mut read) {
                 decoder.feed(&read[..length]).expect("well-formed");
@@ -194,6 +282,19 @@ pub(crate) fn config(dir: &Path, identity: Option<&Identity>) -> Config {
     config.set_initial_max_stream_data_bidi_remote(1 << 16);
     config.set_cc_algorithm(CongestionControlAlgorithm::Reno);
     config
+}
+
+/// The packets that the connection has to send now.
+fn packets(connection: &mut Connection) -> Vec<Vec<u8>> {
+    let mut packet = [0; PACKET_BYTES_MAX];
+    // `Done` means that there is nothing to send for now.
+    let next = || {
+        connection
+            .send(&mut packet)
+            .ok()
+            .map(|(length, _)| packet[..length].to_vec())
+    };
+    std::iter::from_fn(next).collect()
 }
 
 fn send(connection: &mut Connection, socket: &UdpSocket) {

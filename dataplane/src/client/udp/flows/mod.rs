@@ -6,11 +6,12 @@
 //! that it can try another client. A flow that was answered goes on, because UDP services come and
 //! go.
 
+mod dials;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,18 +25,16 @@ use super::super::services::{Service, Services};
 use super::addresses::Addresses;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
-use super::flow::{Flow, ServiceSocket, connect};
+use super::flow::{Flow, ServiceSocket};
 use super::wanted::{Introduction, Lacking, Wanted};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::{Batcher, UDP_PAYLOAD_BYTES_MAX};
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
-use crate::flow::udp::lifetimes::Stage;
 use crate::flow::udp::notices::Notices;
 use crate::flow::udp::receiving::{Receiver, receive_all};
 use crate::flow::udp::{EXPIRED_PER_TURN, TurnClock};
-use crate::sys::limits;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// The largest first datagram of a flow that is kept while another address may have to be tried.
@@ -320,85 +319,6 @@ impl ClientFlows {
         crate::core::task::spawn(async move { receive_all(&service).await });
     }
 
-    /// A socket to the first of the service's addresses that takes one and is not in `refused_at`.
-    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<ServiceSocket> {
-        let addresses = self.addresses(&wanted.service);
-        while let Some(host) = addresses.next(refused_at) {
-            let to = wanted.service.at(host, wanted.port);
-            match self.core.timed(|| connect(to)) {
-                Ok(socket) => return Some(ServiceSocket { host, to, socket }),
-                Err(error) => {
-                    let own_want = limits::is_own_want(&error);
-                    if self.core.dial_log.pass(Instant::now()) {
-                        tracing::warn!(service = %to, %error, "no socket for a UDP flow");
-                    }
-                    // A missing address family says nothing about addresses of another one.
-                    let of_family = error.kind() == io::ErrorKind::AddrNotAvailable;
-                    if own_want && !of_family {
-                        // Another address would need the same.
-                        self.counters().udp_dials_short.increment();
-                        return None;
-                    }
-                    refused_at.push(host);
-                }
-            }
-        }
-        None
-    }
-
-    /// Returns the flow, with another socket if the service has moved to other addresses.
-    fn where_the_service_is(self: &Rc<Self>, flow: Rc<Flow>, now: Instant) -> Rc<Flow> {
-        let addresses = self.addresses(&flow.wanted.service);
-        let version = addresses.known_version();
-        if flow.version.get() == version {
-            return flow;
-        }
-        let stays = if self.is_unanswered(&flow) {
-            addresses.next(&[]) == Some(flow.service.host)
-        } else {
-            addresses.contains(flow.service.host)
-        };
-        if stays || addresses.len() == 0 {
-            flow.version.set(version);
-            return flow;
-        }
-        if !self.core.may_open(now) {
-            return flow; // With a later datagram.
-        }
-        let mut refused_at = Vec::new();
-        self.redial(&flow, &mut refused_at).unwrap_or(flow)
-    }
-
-    /// Gives the flow another socket, to an address that is not in `refused_at`.
-    fn redial(
-        self: &Rc<Self>,
-        flow: &Rc<Flow>,
-        refused_at: &mut Vec<SocketAddr>,
-    ) -> Option<Rc<Flow>> {
-        let addresses = self.addresses(&flow.wanted.service);
-        let version = addresses.known_version();
-        let service = self.dial(&flow.wanted, refused_at)?;
-        let (lane, to) = (self.lane.key(), service.to);
-        tracing::debug!(lane, flow = flow.id, service = %to, "UDP flow dialled anew");
-        self.counters().udp_flows_redialled.increment();
-        let again = Rc::new(Flow {
-            refused_at: std::mem::take(refused_at),
-            packet_id: Cell::new(flow.packet_id.get()),
-            life: Cell::new(flow.life.get()),
-            ..Flow::new(flow.id, flow.wanted.clone(), service, version)
-        });
-        if let Some(owned) = self.core.lifetimes.borrow_mut().get_mut(flow.life.get()) {
-            owned.flow = Rc::clone(&again);
-        }
-        flow.close();
-        self.begin(&again);
-        Some(again)
-    }
-
-    fn is_unanswered(&self, flow: &Flow) -> bool {
-        self.core.lifetimes.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
-    }
-
     /// Ends a flow that has expired.
     pub(super) fn expired(&self, flow: &Flow, now: Instant) {
         self.close(flow, FlowError::Expired);
@@ -478,6 +398,7 @@ impl ClientFlows {
         }
     }
 
+<<<<<<< HEAD:dataplane/src/client/udp/flows.rs
     /// A datagram did not reach the service. If the service was never reached, the flow goes on at
     /// its next address, or ends if there is none.
     ///
@@ -532,6 +453,8 @@ impl ClientFlows {
         }
     }
 
+=======
+>>>>>>> split:dataplane/src/client/udp/flows/mod.rs
     // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
