@@ -106,7 +106,7 @@ fn layout() -> io::Result<io_uring_params> {
     // SAFETY: the parameters have no pointers.
     let ring: OwnedFd = unsafe { io_uring_setup(1, &mut params)? };
     drop(ring);
-    let fits = |offset: u32| offset % 4 == 0 && (offset as usize) + 4 <= MAPPED_BYTES;
+    let fits = |offset: u32| offset.is_multiple_of(4) && (offset as usize) + 4 <= MAPPED_BYTES;
     if [params.sq_off.flags, params.cq_off.head, params.cq_off.tail]
         .into_iter()
         .all(fits)

@@ -4,6 +4,9 @@
 use std::fs;
 use std::process::Command;
 
+use rustix::process::Signal;
+
+use crate::support::counters;
 use crate::support::random::Random;
 use crate::support::service::echo_both;
 use crate::support::subject;
@@ -58,6 +61,50 @@ fn a_server_on_epoll_and_a_client_on_io_uring_go_together() {
     let tunnel = Tunnel::with(&server, &ClientSetup::default(), tcp.address);
     visitor::echo(tunnel.traffic(), &Random::new(2).bytes(1_000_000));
     UdpVisitor::new(tunnel.traffic()).echo(b"datagram");
+}
+
+/// Round trips of several visitors at a time.
+fn talk_in_turns(tunnel: &Tunnel) {
+    let visitors: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = visitor::connect(tunnel.traffic());
+            std::thread::spawn(move || {
+                for _ in 0..5_000 {
+                    visitor::exchange(&mut stream, b"a small message");
+                }
+            })
+        })
+        .collect();
+    for visitor in visitors {
+        visitor.join().expect("all came back");
+    }
+}
+
+#[test]
+fn cores_look_out_for_the_next_message_unless_told_not_to() {
+    if subject::only_wire("cores_look_out_for_the_next_message_unless_told_not_to") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    for (quic, may) in [(vec![], true), (vec!["busy_poll = false"], false)] {
+        let server = ServerSetup {
+            quic: quic.clone(),
+            ..ServerSetup::default()
+        };
+        let client = ClientSetup {
+            quic,
+            ..ClientSetup::default()
+        };
+        let mut tunnel = Tunnel::with(&server, &client, tcp.address);
+        talk_in_turns(&tunnel);
+        for program in [&mut tunnel.server.program, &mut tunnel.client] {
+            program.signal(Signal::TERM);
+            assert_eq!(program.wait_for_exit().code(), Some(0));
+            let on_epoll = program.lines().iter().any(|line| line.contains("epoll"));
+            let times = counters::total(&counters::of(program), "busy_polls");
+            assert_eq!(times > 0, may && !on_epoll, "{times} times");
+        }
+    }
 }
 
 #[test]

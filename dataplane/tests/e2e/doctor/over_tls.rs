@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use crate::diagnosis::may_make_networks;
 use crate::support::certs::{self, Identity};
@@ -163,6 +164,51 @@ fn a_client_is_examined_through_its_proxy_which_may_know_more_names() {
     };
     let said = examined(&setup, "inside.invalid");
     said.assert_finds("server_name", &["name", "tls"], &["tunnel.test"]);
+}
+
+#[test]
+fn a_proxy_or_server_that_trickles_does_not_hold_the_doctor() {
+    if is_left_out() {
+        return;
+    }
+    let site = Site::new();
+    let service = TcpService::echo();
+    // A proxy that goes on with its headers, and a TLS server that goes on with its first record.
+    let proxy = trickles(b"HTTP/1.1 200 OK\r\nX: ");
+    let server = trickles(&[0x16, 3, 3, 0x40, 0]);
+    let line: &'static str = format!("proxy = \"http://{proxy}\"").leak();
+    for (keys, words) in [
+        (
+            vec!["transport = \"tls\"", line],
+            ["the proxy", "no way within 5 s"],
+        ),
+        (vec!["transport = \"tls\""], ["TLS", "the handshake stalls"]),
+    ] {
+        let setup = ClientSetup {
+            server: keys,
+            ..impatient()
+        };
+        let said = examine(&site, &setup, server, service.address);
+        said.assert_finds("tls", &["name"], &words);
+    }
+}
+
+/// Sends every visitor `first`, and then a byte every second for as long as the visitor stays.
+fn trickles(first: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut bytes = first;
+                while stream.write_all(bytes).is_ok() {
+                    bytes = b"x";
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            });
+        }
+    });
+    address
 }
 
 /// An HTTP proxy that knows `inside.invalid`, which leads to `server`, and refuses other names.

@@ -101,6 +101,11 @@ impl ClientFlows {
 
     /// A datagram did not reach the service. If the service was never reached, the flow goes on at
     /// its next address, or ends if there is none.
+    ///
+    /// The ICMP message behind that may be forged by whoever can send to this host and guesses the
+    /// flow's port: Linux compares nothing but the addresses and ports inside, so that not even
+    /// loopback is safe from it. So it counts for nothing once the service has answered the flow,
+    /// and for seconds otherwise.
     pub(super) fn bounced(self: &Rc<Self>, flow: &Rc<Flow>, error: &io::Error) {
         self.complain(flow, error);
         let nobody = matches!(

@@ -398,63 +398,6 @@ impl ClientFlows {
         }
     }
 
-<<<<<<< HEAD:dataplane/src/client/udp/flows.rs
-    /// A datagram did not reach the service. If the service was never reached, the flow goes on at
-    /// its next address, or ends if there is none.
-    ///
-    /// The ICMP message behind that may be forged by whoever can send to this host and guesses the
-    /// flow's port: Linux compares nothing but the addresses and ports inside, so that not even
-    /// loopback is safe from it. So it counts for nothing once the service has answered the flow,
-    /// and for seconds otherwise.
-    fn bounced(self: &Rc<Self>, flow: &Rc<Flow>, error: &io::Error) {
-        self.complain(flow, error);
-        let nobody = matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
-        );
-        if !nobody || flow.closed.get() || !self.is_unanswered(flow) {
-            return;
-        }
-        let host = flow.service.host;
-        self.addresses(&flow.wanted.service).refused(host);
-        let mut refused_at = flow.refused_at.clone();
-        refused_at.push(host);
-        if let Some(again) = self.redial(flow, &mut refused_at) {
-            let first = flow.first.take();
-            if let Some(first) = &first {
-                self.batch_for(&again);
-                self.push(&again, first);
-                self.flush();
-            }
-            *again.first.borrow_mut() = first;
-            return;
-        }
-        flow.wanted.refused(Instant::now());
-        // Where too many such notices are due, the flow stays, and may yet find its service.
-        if self.tell_closed(flow.id, FlowError::DialRefused, Instant::now()) {
-            self.counters().udp_flows_refused.increment();
-            self.end_flow(flow, FlowError::DialRefused);
-        }
-    }
-
-    /// Logs that the service cannot be reached: once per flow in detail, once per lane for the
-    /// operator.
-    fn complain(&self, flow: &Flow, error: &io::Error) {
-        if flow.complained.replace(true) {
-            return;
-        }
-        let (lane, service) = (self.lane.key(), flow.service.to);
-        if self.warned.replace(true) {
-            tracing::debug!(lane, flow = flow.id, %service, %error, "UDP service");
-        } else {
-            tracing::warn!(lane, %service, %error, "the UDP service cannot be reached");
-        }
-    }
-
-=======
->>>>>>> split:dataplane/src/client/udp/flows/mod.rs
     // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
