@@ -76,7 +76,7 @@ pub(crate) const PROBES: &[Probe] = probes! {
     "link" [6] [QUINN, QUINN_BBR, RATHOLE, BEFORE, OURS] "link"
         "--profile reference,loss-percent=0.1 --profile reference --profile \
         reference,loss-percent=3 --profile policer --cases to service \
-        --seconds 4 --repeats 1";
+        --warm-up 3 --seconds 4 --repeats 1";
     "scale" [7] [BEFORE, OURS] "scale"
         "--core-counts 1,2,4,8 --warm-up 0.5 --seconds 2 --repeats 3";
     "syscalls" [9] TUNNELS "syscalls"

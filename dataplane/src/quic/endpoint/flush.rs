@@ -115,9 +115,6 @@ impl Endpoint {
         if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
             return;
         }
-        if self.flush.woke_last() {
-            busy_poll::turn_over(&self.counters);
-        }
         let fine = self.timers.borrow().next();
         let soon = self.delayed_acks.borrow().next();
         let Some(at) = [fine, soon].into_iter().flatten().min() else {
@@ -131,6 +128,9 @@ impl Endpoint {
         }
         if let Some(fine) = fine.filter(|fine| *fine < now + FINE_BELOW) {
             self.set_fine_timer(fine, fine - now);
+        }
+        if self.flush.woke_last() {
+            busy_poll::turn_over(&self.counters);
         }
         self.sleeps_until.set(Some(at));
         // This also waits beside the fine timer: should that fail, the lanes are merely late.

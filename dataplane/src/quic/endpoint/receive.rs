@@ -93,10 +93,6 @@ impl Endpoint {
                 }
                 yield_now().await;
             }
-            if busy_poll::is_on() {
-                // The flush task does it, behind the flows that these packets are for.
-                self.flush.set();
-            }
         }
     }
 
@@ -270,8 +266,12 @@ impl Endpoint {
             let mut next = self.touched.borrow_mut();
             if next.is_empty() {
                 *next = touched;
-                return;
+                break;
             }
+        }
+        if busy_poll::is_on() {
+            // The flush task does it, behind the flows that have been woken.
+            self.flush.set();
         }
     }
 
