@@ -175,6 +175,36 @@ mod tests {
     }
 
     #[test]
+    fn the_task_that_was_woken_last_knows_that_all_others_have_had_their_turn() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let turns = Rc::<RefCell<Vec<(usize, bool)>>>::default();
+            let events: Vec<_> = (0..3).map(|_| Rc::<Event>::default()).collect();
+            for (number, event) in events.iter().cloned().enumerate() {
+                let turns = Rc::clone(&turns);
+                task::spawn(async move {
+                    loop {
+                        event.wait().await;
+                        turns.borrow_mut().push((number, event.woke_last()));
+                    }
+                });
+            }
+            yield_now().await;
+            for order in [[2, 0, 1], [0, 1, 2]] {
+                order.iter().for_each(|number| events[*number].set());
+                // Unlike a yield, this wakes nobody before those have run.
+                monoio::time::sleep(std::time::Duration::from_millis(1)).await;
+                let [first, second, last] = order;
+                let expected = [(first, false), (second, false), (last, true)];
+                assert_eq!(turns.take(), expected);
+            }
+        });
+    }
+
+    #[test]
     fn an_event_set_before_the_wait_is_not_lost() {
         let event = Event::default();
         event.set();
