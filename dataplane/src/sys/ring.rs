@@ -11,7 +11,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::io_uring::{IORING_OFF_SQ_RING, IoringSqFlags, io_uring_params, io_uring_setup};
+use rustix::io_uring::{
+    IORING_OFF_SQ_RING, IoringEnterFlags, IoringSqFlags, io_uring_enter, io_uring_params,
+    io_uring_setup,
+};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The part of the ring that is mapped: its head, which is smaller than any page.
@@ -23,10 +26,19 @@ static MAKING: Mutex<()> = Mutex::new(());
 /// What a ring says of its completions.
 #[derive(Debug)]
 pub(crate) struct RingView {
+    ring: OwnedFd,
     memory: NonNull<std::ffi::c_void>,
-    flags: usize,
-    head: usize,
-    tail: usize,
+    layout: Layout,
+}
+
+/// Where a ring's memory has what, in bytes from its beginning.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    flags: u32,
+    submitted: u32,
+    to_submit: u32,
+    taken: u32,
+    completed: u32,
 }
 
 impl RingView {
@@ -51,9 +63,10 @@ impl RingView {
     }
 
     fn map(ring: RawFd) -> io::Result<RingView> {
-        let params = layout()?;
-        // SAFETY: it was among the open descriptors just now, and is closed by this thread alone.
-        let ring = unsafe { BorrowedFd::borrow_raw(ring) };
+        let layout = Layout::read()?;
+        // SAFETY: it was among the open descriptors just now, and belongs to what `make` has made,
+        // which our caller holds.
+        let ring = unsafe { BorrowedFd::borrow_raw(ring) }.try_clone_to_owned()?;
         // SAFETY: the kernel chooses where, and nothing else refers to it.
         let memory = unsafe {
             mmap(
@@ -61,35 +74,48 @@ impl RingView {
                 MAPPED_BYTES,
                 ProtFlags::READ,
                 MapFlags::SHARED,
-                ring,
+                &ring,
                 IORING_OFF_SQ_RING,
             )?
         };
         let memory = NonNull::new(memory).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(RingView {
+            ring,
             memory,
-            flags: params.sq_off.flags as usize,
-            head: params.cq_off.head as usize,
-            tail: params.cq_off.tail as usize,
+            layout,
         })
     }
 
     /// Number of completions that the runtime has taken, modulo 2^32.
     pub(crate) fn taken(&self) -> u32 {
-        self.word(self.head).load(Ordering::Relaxed)
+        self.word(self.layout.taken).load(Ordering::Relaxed)
     }
 
     /// Whether the next system call finds a completion.
     pub(crate) fn has_completion(&self) -> bool {
-        let flags = IoringSqFlags::from_bits_retain(self.word(self.flags).load(Ordering::Acquire));
-        flags.contains(IoringSqFlags::TASKRUN)
-            || self.word(self.tail).load(Ordering::Acquire) != self.taken()
+        let flags = self.word(self.layout.flags).load(Ordering::Acquire);
+        IoringSqFlags::from_bits_retain(flags).contains(IoringSqFlags::TASKRUN)
+            || self.word(self.layout.completed).load(Ordering::Acquire) != self.taken()
     }
 
-    fn word(&self, offset: usize) -> &AtomicU32 {
+    /// Gives the kernel what the runtime has prepared for its next system call, so that it can be
+    /// completed. Only the ring's own thread may call this.
+    pub(crate) fn submit(&self) {
+        let prepared = self.word(self.layout.to_submit).load(Ordering::Acquire);
+        let waiting =
+            prepared.wrapping_sub(self.word(self.layout.submitted).load(Ordering::Acquire));
+        if waiting > 0 {
+            // SAFETY: the runtime has prepared these entries to be submitted as they are, and keeps
+            // what they refer to. If it fails, the runtime's own call meets the error.
+            let _submitted =
+                unsafe { io_uring_enter(&self.ring, waiting, 0, IoringEnterFlags::empty()) };
+        }
+    }
+
+    fn word(&self, offset: u32) -> &AtomicU32 {
         // SAFETY: the kernel's words are aligned and within the mapping, which lives as long as
         // this; whoever writes them does so atomically.
-        unsafe { self.memory.byte_add(offset).cast().as_ref() }
+        unsafe { self.memory.byte_add(offset as usize).cast().as_ref() }
     }
 }
 
@@ -100,20 +126,34 @@ impl Drop for RingView {
     }
 }
 
-/// Where a ring has what: the same in all of them.
-fn layout() -> io::Result<io_uring_params> {
-    let mut params = io_uring_params::default();
-    // SAFETY: the parameters have no pointers.
-    let ring: OwnedFd = unsafe { io_uring_setup(1, &mut params)? };
-    drop(ring);
-    let fits = |offset: u32| offset.is_multiple_of(4) && (offset as usize) + 4 <= MAPPED_BYTES;
-    if [params.sq_off.flags, params.cq_off.head, params.cq_off.tail]
-        .into_iter()
-        .all(fits)
-    {
-        Ok(params)
-    } else {
-        Err(io::ErrorKind::Unsupported.into())
+impl Layout {
+    /// Reads it from a ring that is made for this alone: it is the same in all of them.
+    fn read() -> io::Result<Layout> {
+        let mut params = io_uring_params::default();
+        // SAFETY: the parameters have no pointers.
+        let ring: OwnedFd = unsafe { io_uring_setup(1, &mut params)? };
+        drop(ring);
+        let layout = Layout {
+            flags: params.sq_off.flags,
+            submitted: params.sq_off.head,
+            to_submit: params.sq_off.tail,
+            taken: params.cq_off.head,
+            completed: params.cq_off.tail,
+        };
+        let Layout {
+            flags,
+            submitted,
+            to_submit,
+            taken,
+            completed,
+        } = layout;
+        let fits = |offset: u32| offset.is_multiple_of(4) && (offset as usize) + 4 <= MAPPED_BYTES;
+        let all_fit = [flags, submitted, to_submit, taken, completed]
+            .into_iter()
+            .all(fits);
+        all_fit
+            .then_some(layout)
+            .ok_or(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -135,19 +175,30 @@ fn rings() -> io::Result<BTreeSet<RawFd>> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::io::Write as _;
     use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
 
     use monoio::io::AsyncReadRent as _;
 
     use super::*;
+
+    /// A runtime with its view. Tests beside this one make rings, too, without the lock.
+    fn viewed<T>(make: impl Fn() -> io::Result<T>) -> (T, RingView) {
+        loop {
+            if let (made, Some(view)) = RingView::of(&make).expect("a runtime") {
+                return (made, view);
+            }
+        }
+    }
 
     #[test]
     fn a_completion_is_seen_without_a_system_call_and_gone_once_taken() {
         if !monoio::utils::detect_uring() {
             return;
         }
-        let made = RingView::of(|| {
+        let (mut runtime, view) = viewed(|| {
             let mut ring = io_uring::IoUring::builder();
             ring.setup_coop_taskrun();
             ring.setup_taskrun_flag();
@@ -155,26 +206,30 @@ mod tests {
                 .uring_builder(ring)
                 .build()
         });
-        let (mut runtime, view) = made.expect("a runtime");
-        let view = view.expect("a view of its ring");
         runtime.block_on(async {
             let (mut ours, theirs) = UnixStream::pair().expect("a pair");
             theirs.set_nonblocking(true).expect("set");
             let mut theirs = monoio::net::UnixStream::from_std(theirs).expect("adopted");
-            let reader = monoio::spawn(async move { theirs.read(vec![0; 1]).await.0 });
+            let reads = Rc::new(Cell::new(false));
+            let begun = Rc::clone(&reads);
+            let reader = monoio::spawn(async move {
+                begun.set(true);
+                theirs.read(vec![0; 1]).await.0
+            });
             let before = view.taken();
             let (mut first, second) = UnixStream::pair().expect("a pair");
             second.set_nonblocking(true).expect("set");
             let mut second = monoio::net::UnixStream::from_std(second).expect("adopted");
-            // The reader's turn is in the first of these, and its read goes to the kernel in the
-            // second.
-            for _ in 0..2 {
-                first.write_all(b"1").expect("written");
-                assert_eq!(second.read(vec![0; 1]).await.0.expect("read"), 1);
-            }
-            assert!(view.taken() > before, "the runtime has taken those");
-            assert!(!view.has_completion(), "nothing has come since");
+            first.write_all(b"1").expect("written");
+            assert_eq!(second.read(vec![0; 1]).await.0.expect("read"), 1);
+            assert!(reads.get(), "it had its turn meanwhile");
+            assert!(view.taken() > before, "the runtime has taken that one");
             ours.write_all(b"2").expect("written");
+            assert!(
+                !view.has_completion(),
+                "nobody has told the kernel of the reader"
+            );
+            view.submit();
             assert!(view.has_completion());
             assert_eq!(reader.await.expect("read"), 1);
             assert!(!view.has_completion(), "it has been taken");
@@ -189,11 +244,8 @@ mod tests {
         let threads: Vec<_> = (0..8)
             .map(|_| {
                 std::thread::spawn(|| {
-                    let made = RingView::of(|| {
-                        monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build()
-                    });
-                    let (mut runtime, view) = made.expect("a runtime");
-                    let view = view.expect("a view of its ring");
+                    let (mut runtime, view) =
+                        viewed(|| monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().build());
                     assert_eq!(view.taken(), 0);
                     runtime.block_on(async {
                         let (mut first, second) = UnixStream::pair().expect("a pair");

@@ -15,7 +15,7 @@ use super::server::ServerState;
 const SAID_AGAIN: Duration = Duration::from_secs(300);
 
 /// The configuration with which lanes to a server register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation {
     /// The number of the client's settings.
     settings: u64,
@@ -46,10 +46,20 @@ struct Found {
 #[derive(Debug, Default)]
 pub(crate) struct TakeUp(Mutex<Option<Found>>);
 
+/// Whether lanes of a newer configuration have found something out: another core may not have taken
+/// that up yet.
+fn is_newer(found: Option<&Found>, generation: Generation) -> bool {
+    found.is_some_and(|it| it.generation > generation)
+}
+
 impl TakeUp {
     /// A lane by this configuration serves. Returns true if it was said before that none does.
     pub(crate) fn serves(&self, generation: Generation) -> bool {
-        let before = self.found().replace(Found {
+        let mut found = self.found();
+        if is_newer(found.as_ref(), generation) {
+            return false;
+        }
+        let before = found.replace(Found {
             generation,
             why_not: None,
             said_at: None,
@@ -62,6 +72,9 @@ impl TakeUp {
     /// the configuration that is wrong.
     pub(crate) fn fails(&self, generation: Generation, why: &str, now: Instant) -> bool {
         let mut found = self.found();
+        if is_newer(found.as_ref(), generation) {
+            return false;
+        }
         let earlier = found.as_ref().filter(|it| it.generation == generation);
         if earlier.is_some_and(|it| it.why_not.is_none()) {
             return false;
@@ -118,6 +131,9 @@ mod tests {
         // One lane of several fails.
         assert!(!take_up.fails(SECOND, "refused", start + SAID_AGAIN * 3));
         assert_eq!(take_up.judged(SECOND), Some(None));
-        assert!(take_up.fails(FIRST, "refused", start + SAID_AGAIN * 3));
+        // A lane that another core begins by what it had before says nothing about this.
+        assert!(!take_up.fails(FIRST, "refused", start + SAID_AGAIN * 3));
+        assert!(!take_up.serves(FIRST));
+        assert_eq!(take_up.judged(SECOND), Some(None));
     }
 }

@@ -99,7 +99,9 @@ pub(crate) fn start(
     {
         endpoint.start(socket)?;
     }
-    let may_begin = running.start_threads(wakes, opened, config.quic.busy_poll, &sender)?;
+    // Under a quota, CPU time that polling uses is missing when there is work to do.
+    let busy_poll = config.quic.busy_poll && Allowed::now().quota.is_none();
+    let may_begin = running.start_threads(wakes, opened, busy_poll, &sender)?;
     let succeeds = inherited.is_some();
     let giver = path.and_then(|_| running.giver(&sender, closer));
     let waiting = path

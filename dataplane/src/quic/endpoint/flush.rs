@@ -129,19 +129,21 @@ impl Endpoint {
         if let Some(fine) = fine.filter(|fine| *fine < now + FINE_BELOW) {
             self.set_fine_timer(fine, fine - now);
         }
-        if self.flush.woke_last() {
-            busy_poll::turn_over(&self.counters);
+        if self.woke_by_event.get() && self.flush.woke_last() {
+            busy_poll::turn_over(&self.counters, at);
         }
         self.sleeps_until.set(Some(at));
         // This also waits beside the fine timer: should that fail, the lanes are merely late.
         let mut sleep = pin!(crate::core::time::sleep_until(at));
-        poll_fn(|cx| {
+        let by_event = poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
-                return Poll::Ready(());
+                return Poll::Ready(true);
             }
-            sleep.as_mut().poll(cx)
+            sleep.as_mut().poll(cx).map(|()| false)
         })
         .await;
+        // Where the deadline may have woken this task, what the event says of others is not known.
+        self.woke_by_event.set(by_event && Instant::now() < at);
         self.sleeps_until.set(None);
     }
 

@@ -172,6 +172,8 @@ pub(crate) struct Endpoint {
     fine_timer_at: Cell<Option<Instant>>,
     next_key: Cell<u64>,
     /// Whether received packets must wait for a flush.
+    /// Whether the flush task was last woken by its event, and by nothing else.
+    woke_by_event: Cell<bool>,
     flush_first: Cell<bool>,
     closing: Cell<bool>,
     /// Whether another process reads the socket.
@@ -225,6 +227,7 @@ impl Endpoint {
             fine_timer: OnceCell::new(),
             fine_timer_at: Cell::new(None),
             next_key: Cell::new(0),
+            woke_by_event: Cell::new(false),
             flush_first: Cell::new(false),
             closing: Cell::new(false),
             is_handed_over: Cell::new(false),
