@@ -348,14 +348,19 @@ fn status_names_each_server_as_configured_and_why_tls_carries_its_lanes() {
     if let Err(log) = client.wait_until_ready() {
         panic!("the client ended instead of becoming ready:\n{log}");
     }
-    let status = http::get(admin, "/status").body;
-    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-    let servers = status["client"]["servers"].as_array().expect("a list");
-    let served = |it: &&serde_json::Value| it["lanes"].as_u64() > Some(0);
-    let served = servers.iter().find(served).expect("one with a lane");
+    let is_served = |it: &&serde_json::Value| it["lanes"].as_u64() > Some(0);
+    // The client is ready a moment before its lane is counted.
+    let servers = wait::until("one with a lane", || {
+        let status = http::get(admin, "/status").body;
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let servers = status["client"]["servers"].as_array().expect("a list");
+        servers.iter().find(is_served)?;
+        Some(servers.clone())
+    });
+    let served = servers.iter().find(is_served).expect("it was there");
     assert_eq!(served["address"], server.quic().to_string());
     // An address without a lane is spoken of in the same way.
-    for seen in servers {
+    for seen in &servers {
         assert_eq!(seen["name"], by_name);
         assert_eq!(seen["transport"], "tls", "{seen}");
         assert_eq!(seen["transport_why"], "transport = \"tls\"", "{seen}");
