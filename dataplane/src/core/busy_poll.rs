@@ -8,7 +8,7 @@
 //! with it is compared with the windows before and after, which are without, and unless an eighth
 //! more bytes get through, it is given up for a while, longer each time. Traffic that does not wait
 //! for answers, answers that take longer, and a machine without CPU time to spare gain nothing by
-//! it, and so have hardly any of it. Large messages, of which bytes are the cost and not turns, have
+//! it, and so have hardly any of it. Large messages, whose cost is their bytes and not turns, have
 //! none.
 //!
 //! A core that polls must have nothing else to do: no task may be ready. The flush task, which runs

@@ -18,11 +18,12 @@ const PACING_REST: Duration = Duration::from_micros(500);
 const _: () = assert!(PACING_REST.as_micros() < PACING_BURST.as_micros());
 
 /// Number of batches that a full congestion window is made of, at least, unless it is smaller than
-/// [`BATCH_BYTES_SURE`]. With one, sender and receiver work in turns: the one sends the window and waits, the other reads it and acknowledges
-/// it. On a path whose round trips are mostly this work, BBR takes the rate of that for the path's,
-/// and keeps such a window for good: of packets of 1,450 bytes, one lane in five carried 2.6 to 4
-/// Gbit/s instead of 8.4 for as long as it lived (`qmux-bench iperf --cases '=tcp ×1' --path
-/// veth:1500 --seconds 1 --repeats 20`; none of 36 with two batches, and none of 20 with four).
+/// [`BATCH_BYTES_SURE`]. With one, sender and receiver work in turns: the one sends the window and
+/// waits, the other reads it and acknowledges it. On a path whose round trips are mostly this work,
+/// BBR takes the rate of that for the path's, and keeps such a window for good: of packets of 1,450
+/// bytes, one lane in five carried 2.6 to 4 Gbit/s instead of 8.4 for as long as it lived
+/// (`qmux-bench iperf --cases '=tcp ×1' --path veth:1500 --seconds 1 --repeats 20`; none of 36 with
+/// two batches, and none of 20 with four).
 const BATCHES_PER_WINDOW: usize = 2;
 
 /// A batch may be this large whatever the window, so that small ones need not ask for it: where the
