@@ -10,7 +10,7 @@ use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::core::event::yield_now;
 use crate::quic::lane::StreamRoom;
 
-/// The part of [`Begun`] that concerns the pump from the socket.
+/// The part of [`Begun`](super::Begun) that concerns the pump from the socket.
 pub(super) struct Beginning {
     pub(super) unsent: VecDeque<StreamBuf>,
     pub(super) ended: bool,
