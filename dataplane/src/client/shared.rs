@@ -284,12 +284,18 @@ impl ClientShared {
         addresses: &[SocketAddr],
     ) -> bool {
         let news = roster.answer(target, addresses, Instant::now());
+        self.publish(roster, &news)
+    }
+
+    /// Makes the servers of `roster` those of all cores, if there is news of them. Returns whether
+    /// there is.
+    fn publish(&self, roster: MutexGuard<'_, Roster>, news: &roster::RosterChange) -> bool {
         if news.is_empty() {
             return false;
         }
         self.servers.store(Arc::new(roster.servers().to_vec()));
         drop(roster);
-        self.take_news(&news);
+        self.take_news(news);
         true
     }
 
@@ -367,13 +373,7 @@ impl ClientShared {
             return false;
         }
         let news = roster.without_idle_stand_ins();
-        if news.is_empty() {
-            return false;
-        }
-        self.servers.store(Arc::new(roster.servers().to_vec()));
-        drop(roster);
-        self.take_news(&news);
-        true
+        self.publish(roster, &news)
     }
 
     /// A lane to `server` has ended. Returns true if the cores must plan again.
