@@ -91,12 +91,11 @@ pub(crate) fn is_on() -> bool {
     POLICY.with(|policy| policy.phase.get().is_on())
 }
 
-/// Ends a turn: polls, if that is likely to pay, until `deadline` at most. The caller has made sure
-/// that no task is ready.
-pub(crate) fn turn_over(counters: &CoreCounters, deadline: Instant) {
+/// Ends a turn at `now`: polls, if that is likely to pay, until `deadline` at most. The caller has
+/// made sure that no task is ready.
+pub(crate) fn turn_over(counters: &CoreCounters, now: Instant, deadline: Instant) {
     RING.with(|ring| {
         let Some(ring) = ring.get() else { return };
-        let now = Instant::now();
         POLICY.with(|policy| {
             if !policy.turn(now, bytes_carried(counters)) {
                 return;

@@ -130,7 +130,7 @@ impl Endpoint {
             self.set_fine_timer(fine, fine - now);
         }
         if self.woke_by_event.get() && self.flush.woke_last() {
-            busy_poll::turn_over(&self.counters, at);
+            busy_poll::turn_over(&self.counters, now, at);
         }
         self.sleeps_until.set(Some(at));
         // This also waits beside the fine timer: should that fail, the lanes are merely late.

@@ -171,9 +171,9 @@ pub(crate) struct Endpoint {
     /// The time at which the fine timer will fire, until it has.
     fine_timer_at: Cell<Option<Instant>>,
     next_key: Cell<u64>,
-    /// Whether received packets must wait for a flush.
     /// Whether the flush task was last woken by its event, and by nothing else.
     woke_by_event: Cell<bool>,
+    /// Whether received packets must wait for a flush.
     flush_first: Cell<bool>,
     closing: Cell<bool>,
     /// Whether another process reads the socket.
