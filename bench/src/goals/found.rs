@@ -133,16 +133,19 @@ impl Found {
     }
 
     /// How many times as much of a metric the first case and tunnel has as the second: the median
-    /// of the ratios within a round.
+    /// of the ratios within a round. A value above `most` counts as `most`.
     pub(crate) fn times(
         &self,
         (probe, metric): (&str, &str),
         ours: (&str, &str),
         baseline: (&str, &str),
+        most: f64,
     ) -> Option<f64> {
         let rounds = |(case, tunnel)| {
             let runs = self.tunnel(probe, case, tunnel);
-            runs.map_or(Vec::new(), |it| it.values(metric))
+            let values = runs.map_or(Vec::new(), |it| it.values(metric));
+            let capped = values.into_iter().map(|value| Some(value?.min(most)));
+            capped.collect::<Vec<Option<f64>>>()
         };
         paired_ratio(&rounds(ours), &rounds(baseline))
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::found::Found;
-use super::probe::{OURS, QUINN, RATHOLE, RAW};
+use super::probe::{OURS, QUINN_TUNED};
 use super::table::Row;
 use crate::stats::Summary;
 
@@ -46,7 +46,7 @@ pub(super) enum Cell {
     /// The median, and behind it another one if there is one, with a word before it: of a time
     /// beside bulk its rate, for a bulk that stands still disturbs nobody.
     Beside(Metric, &'static str, Metric),
-    /// The medians in all cases that have one; the largest one is judged.
+    /// The medians in all cases that have one; the worst one is judged.
     Each(Metric),
     /// The largest of any run in any case, and in how many cases it was counted.
     LargestOfEach(Metric),
@@ -82,20 +82,15 @@ pub(super) enum Rule {
     Within(Bound, &'static str),
     /// A multiple of the number that other tunnels have; the best of them counts.
     Times(&'static [&'static str], &'static str, Bound),
-    /// A multiple of another tunnel's throughput; or else, where the machine is the limit, the same
-    /// multiple of its work per byte, with throughput that is at least level.
-    TimesOrCpu(&'static str, f64),
+    /// The share of a link that the best of other tunnels has, in percent: what is above all of it
+    /// is a burst from a queue, and counts as all of it.
+    ShareOfBest(&'static [&'static str], &'static str),
     /// A multiple of the number in the first case, shown with this many digits.
     Grown(Bound, usize, &'static str),
-    /// Within a bound, and below rathole if that is there.
-    BelowRathole(Bound, &'static str),
     /// This many Gbit/s are offered and delivered, and next to nothing is lost in any run.
     Lossless(f64),
     /// No less is delivered than in the first case.
     LikeOneFlow { lossless: bool },
-    /// What rathole takes here, and what it added to the raw round trip where the goals were set:
-    /// the stricter one of those that were measured.
-    PingPong { rathole_adds_us: f64 },
     /// None in any case, each of which has counted.
     NoneAnywhere,
 }
@@ -105,11 +100,9 @@ pub(super) enum Rule {
 pub(super) enum Also {
     /// Nothing was counted of what must not happen; not known if that was not counted.
     NoneOf(&'static str, &'static str),
-    /// A rate that was found and did not hold is no rate: of ours, a miss; of quinn's, nothing to
-    /// compare with.
+    /// A rate that was found and did not hold is no rate: of ours, a miss; of quinn-dp-tuned's,
+    /// nothing to compare with.
     HeldLoss,
-    /// How many times less CPU time it takes than that tunnel is said, not judged.
-    TimesCheaper(&'static str),
 }
 
 impl Bound {
@@ -144,20 +137,15 @@ impl fmt::Display for Bound {
 impl Rule {
     pub(super) fn limit(self) -> String {
         match self {
-            Self::Within(bound, text)
-            | Self::Grown(bound, _, text)
-            | Self::BelowRathole(bound, text) => text.replace("{}", &bound.to_string()),
-            Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
-            Self::TimesOrCpu(whom, factor) => {
-                format!("≥ {factor} × {whom}, or no slower and CPU ÷ {factor}")
+            Self::Within(bound, text) | Self::Grown(bound, _, text) => {
+                text.replace("{}", &bound.to_string())
             }
+            Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
+            Self::ShareOfBest(_, whom) => format!("≥ 1 × {whom}, at most 100 %"),
             Self::Lossless(gbit) => format!("{gbit} offered, < {LOST_PERCENT_MAX} % lost"),
             Self::LikeOneFlow { lossless: false } => "≥ one flow of 1 Gbit/s".into(),
             Self::LikeOneFlow { lossless: true } => {
                 format!("≥ one flow of 1 Gbit/s, < {LOST_PERCENT_MAX} % lost")
-            }
-            Self::PingPong { rathole_adds_us } => {
-                format!("≤ rathole in plain text, ≤ raw + {rathole_adds_us}")
             }
             Self::NoneAnywhere => "0".into(),
         }
@@ -219,10 +207,25 @@ impl Judge<'_> {
         Some((Shown(most, metric.1), counted.count()))
     }
 
-    /// How many times as much ours has as another tunnel.
-    fn times(&self, metric: Metric, baseline: &str) -> Option<f64> {
-        let (case, of) = (self.case(), (self.row.probe, metric.0));
-        self.found.times(of, (case, OURS), (case, baseline))
+    /// How many times as much ours has as another tunnel, of values up to `most`.
+    fn times(&self, baseline: &str, most: f64) -> Option<f64> {
+        let of = (self.row.probe, self.row.cell.metric().0);
+        let case = self.case();
+        self.found.times(of, (case, OURS), (case, baseline), most)
+    }
+
+    /// The worst of these multiples, of those tunnels that were measured.
+    fn times_the_best(&self, others: &[&str], bound: Bound, most: f64) -> Option<f64> {
+        let ratios = others.iter().filter_map(|it| self.times(it, most));
+        ratios.reduce(|a, b| bound.worse(a, b))
+    }
+
+    /// How many times as much ours has in a case as in the first one.
+    fn grown(&self, case: &str) -> Option<f64> {
+        let of = (self.row.probe, self.row.cell.metric().0);
+        let first = self.row.cases.first()?;
+        self.found
+            .times(of, (case, OURS), (first, OURS), f64::INFINITY)
     }
 
     /// What stands in a tunnel's column.
@@ -260,15 +263,17 @@ impl Judge<'_> {
         })
     }
 
-    /// The number that a rule is about.
-    fn number(&self, tunnel: &str) -> Option<Shown> {
+    /// Our number that a bound is about; of several, the worst one, if each is known.
+    fn number(&self, bound: Bound) -> Option<Shown> {
         match self.row.cell {
             Cell::Each(metric) => {
-                let all: Option<Vec<Shown>> = self.each(tunnel, metric).into_iter().collect();
-                all?.into_iter().max_by(|a, b| a.0.total_cmp(&b.0))
+                let all: Option<Vec<Shown>> = self.each(OURS, metric).into_iter().collect();
+                let numbers = all?.into_iter().map(|it| it.0);
+                let worst = numbers.reduce(|a, b| bound.worse(a, b))?;
+                Some(Shown(worst, metric.1))
             }
-            Cell::LargestOfEach(metric) => Some(self.largest_of_each(tunnel, metric)?.0),
-            cell => self.median(tunnel, cell.metric()),
+            Cell::LargestOfEach(metric) => Some(self.largest_of_each(OURS, metric)?.0),
+            cell => self.median(OURS, cell.metric()),
         }
     }
 
@@ -283,30 +288,21 @@ impl Judge<'_> {
             Some((bound.allows(ratio), format!("{ratio} ×")))
         };
         match self.row.rule {
-            Rule::Within(bound, _) => plain(bound.allows(self.number(OURS)?)),
+            Rule::Within(bound, _) => plain(bound.allows(self.number(bound)?)),
             Rule::Times(others, _, bound) => {
-                let ratio = |it: &&str| self.times(self.row.cell.metric(), it);
-                let ratios = others.iter().filter_map(ratio);
-                by_ratio(bound, ratios.reduce(|a, b| bound.worse(a, b))?, 2)
+                by_ratio(bound, self.times_the_best(others, bound, f64::INFINITY)?, 2)
             }
-            Rule::TimesOrCpu(baseline, factor) => self.times_or_cpu(baseline, factor),
+            Rule::ShareOfBest(others, _) => {
+                let bound = Bound::AtLeast(1.0);
+                by_ratio(bound, self.times_the_best(others, bound, 100.0)?, 2)
+            }
             Rule::Grown(bound, decimals, _) => {
-                self.number(OURS)?;
-                let (metric, first) = (self.row.cell.metric(), self.row.cases.first()?);
-                let of = (self.row.probe, metric.0);
-                let ratio = self.found.times(of, (self.case(), OURS), (first, OURS))?;
-                by_ratio(bound, ratio, decimals)
-            }
-            Rule::BelowRathole(bound, _) => {
-                let (ours, theirs) = (self.number(OURS)?, self.number(RATHOLE));
-                let below = theirs.is_none_or(|it| ours.rounded() < it.rounded());
-                let beside = theirs.map(|it| format!("rathole {it}"));
-                let beside = beside.unwrap_or("rathole is not installed".into());
-                Some((below && bound.allows(ours), beside))
+                self.number(bound)?;
+                by_ratio(bound, self.grown(self.case())?, decimals)
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.
-                let complete = self.number(OURS)?.rounded() >= offered_gbit * 0.99;
+                let complete = self.median(OURS, GBIT)?.rounded() >= offered_gbit * 0.99;
                 plain(complete && is_lossless(self.largest(OURS, LOST)?))
             }
             Rule::LikeOneFlow { lossless } => {
@@ -316,7 +312,6 @@ impl Judge<'_> {
                 let (like_one, found) = by_ratio(Bound::AtLeast(1.0), two.0 / one, 2)?;
                 Some((like_one && passed, found))
             }
-            Rule::PingPong { rathole_adds_us } => self.ping_pong(rathole_adds_us),
             Rule::NoneAnywhere => {
                 let (most, counted) = self.largest_of_each(OURS, self.row.cell.metric())?;
                 let verdict = plain(most.0 == 0.0);
@@ -328,24 +323,6 @@ impl Judge<'_> {
                 }
             }
         }
-    }
-
-    fn times_or_cpu(&self, baseline: &str, factor: f64) -> Verdict {
-        let gbit = Shown(self.times(GBIT, baseline)?, 2);
-        let cpu = Shown(1.0 / self.times(CPU, baseline)?, 2);
-        let by_gbit = gbit.rounded() >= factor;
-        let by_cpu = gbit.rounded() >= 1.0 && cpu.rounded() >= factor;
-        let how = if by_cpu && !by_gbit { "by CPU: " } else { "" };
-        Some((by_gbit || by_cpu, format!("{how}{gbit} ×, CPU ÷ {cpu}")))
-    }
-
-    fn ping_pong(&self, rathole_adds_us: f64) -> Verdict {
-        let rounded = |tunnel| self.number(tunnel).map(Shown::rounded);
-        let (ours, raw) = (rounded(OURS)?, rounded(RAW));
-        let limits = [rounded(RATHOLE), raw.map(|raw| raw + rathole_adds_us)];
-        let limit = limits.into_iter().flatten().reduce(f64::min)?;
-        let added = raw.map_or(String::new(), |raw| format!(", ours raw + {}", ours - raw));
-        Some((ours <= limit, format!("limit {limit}{added}")))
     }
 
     /// A goal counts as not reached by our surviving runs if other runs failed in any of the cases;
@@ -378,10 +355,6 @@ impl Judge<'_> {
                 Some(_) => judged,
             },
             Some(Also::HeldLoss) => self.held(judged),
-            Some(Also::TimesCheaper(baseline)) => match self.times(CPU, baseline) {
-                Some(cpu) => saying(judged, &format!(", CPU ÷ {}", Shown(1.0 / cpu, 2))),
-                None => judged,
-            },
         }
     }
 
@@ -393,7 +366,7 @@ impl Judge<'_> {
         let held = |lost: Shown| lost.rounded() <= LOST_PERCENT_MAX;
         match (
             self.largest(OURS, LOST),
-            self.largest(QUINN, LOST).map(held),
+            self.largest(QUINN_TUNED, LOST).map(held),
         ) {
             (Some(lost), _) if !held(lost) => saying(missed(judged), &format!(", {lost} % lost")),
             (Some(_), Some(true)) => judged,
