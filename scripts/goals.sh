@@ -2,7 +2,7 @@
 # Measures everything that the goals are about, and prints one table: goal, limit, the baselines, rathole where it is
 # installed, qmux-dp, reached or missed, and the command behind each line.
 #
-#   scripts/goals.sh                        everything, some 25 minutes after the build
+#   scripts/goals.sh                        everything, some 30 minutes after the build
 #   scripts/goals.sh --goals 1,3            only these goals
 #   scripts/goals.sh --probes tcp,link      only these measurements
 #   scripts/goals.sh --before PROGRAM       with a column for an older qmux-dp
@@ -68,7 +68,7 @@ while [ $# -gt 0 ]; do
             ;;
         --probes)
             each_of "$option" "$value" \
-                'tcp|veth|udp|packets|latency|connect|flows|link|scale|syscalls|programs|allocations'
+                'tcp|veth|udp|packets|latency|connect|flows|link|lane|scale|syscalls|programs|cores|allocations'
             probes=$value
             ;;
         --before | --counting)

@@ -18,8 +18,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',',
           value_parser = clap::value_parser!(u8).range(1..=i64::from(GOALS)))]
     goals: Vec<u8>,
-    /// Only these measurements: tcp, veth, udp, packets, latency, connect, flows, link, scale,
-    /// syscalls, programs, allocations
+    /// Only these measurements: tcp, veth, udp, packets, latency, connect, flows, link, lane,
+    /// scale, syscalls, programs, cores, allocations
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = probe_name)]
     probes: Vec<String>,
     /// Measure nothing; the table of what is in the directory of results already

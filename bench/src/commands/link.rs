@@ -1,6 +1,7 @@
 //! `qmux-bench link`: bytes and round trips over emulated links, which every tunnel and the raw
 //! connection cross alike.
 
+use std::num::NonZeroUsize;
 use std::thread;
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ pub(crate) struct Args {
     /// may be repeated
     #[arg(long = "profile", value_name = "LINK", required = true)]
     profiles: Vec<Link>,
-    /// Parallel TCP connections
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    connections: usize,
+    /// Parallel TCP connections; each number is a case of its own
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
+    connections: Vec<NonZeroUsize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -63,23 +64,29 @@ fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
     let mut cases = Vec::new();
     for (name, way, profile) in directions {
         let rate = profile.rate_bits_per_s;
-        cases.push(Case::new(
-            format!("{}: {name}", link.name),
-            move |session| {
-                let before = crossed(&session.setup.place, way);
-                let mut outcome =
-                    discard::measure_tcp(session, way, args.connections, &args.common)?;
-                if let Some(rate) = rate {
-                    let gbit = outcome.values.first().map_or(0.0, |(_, value)| *value);
-                    let share = gbit * 1e9 / rate as f64 * 100.0;
-                    outcome.values.push(("link_share_percent", share));
-                }
-                if let Some((before, after)) = before.zip(crossed(&session.setup.place, way)) {
-                    outcome.values.extend(link_values(&before, &after));
-                }
-                Ok(outcome)
-            },
-        ));
+        for connections in args.connections.iter().map(|it| it.get()) {
+            let many = match connections {
+                1 => String::new(),
+                _ => format!(" ×{connections}"),
+            };
+            cases.push(Case::new(
+                format!("{}: {name}{many}", link.name),
+                move |session| {
+                    let before = crossed(&session.setup.place, way);
+                    let mut outcome =
+                        discard::measure_tcp(session, way, connections, &args.common)?;
+                    if let Some(rate) = rate {
+                        let gbit = outcome.values.first().map_or(0.0, |(_, value)| *value);
+                        let share = gbit * 1e9 / rate as f64 * 100.0;
+                        outcome.values.push(("link_share_percent", share));
+                    }
+                    if let Some((before, after)) = before.zip(crossed(&session.setup.place, way)) {
+                        outcome.values.extend(link_values(&before, &after));
+                    }
+                    Ok(outcome)
+                },
+            ));
+        }
     }
     let name = format!("{}: ping-pong", link.name);
     cases.push(Case::new(name, |session| {

@@ -87,6 +87,8 @@ pub(super) enum Rule {
     ShareOfBest(&'static [&'static str], &'static str),
     /// A multiple of the number in the first case, shown with this many digits.
     Grown(Bound, usize, &'static str),
+    /// The same in each further case.
+    GrownAnywhere(Bound, usize, &'static str),
     /// This many Gbit/s are offered and delivered, and next to nothing is lost in any run.
     Lossless(f64),
     /// No less is delivered than in the first case.
@@ -137,9 +139,9 @@ impl fmt::Display for Bound {
 impl Rule {
     pub(super) fn limit(self) -> String {
         match self {
-            Self::Within(bound, text) | Self::Grown(bound, _, text) => {
-                text.replace("{}", &bound.to_string())
-            }
+            Self::Within(bound, text)
+            | Self::Grown(bound, _, text)
+            | Self::GrownAnywhere(bound, _, text) => text.replace("{}", &bound.to_string()),
             Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
             Self::ShareOfBest(_, whom) => format!("≥ 1 × {whom}, at most 100 %"),
             Self::Lossless(gbit) => format!("{gbit} offered, < {LOST_PERCENT_MAX} % lost"),
@@ -299,6 +301,12 @@ impl Judge<'_> {
             Rule::Grown(bound, decimals, _) => {
                 self.number(bound)?;
                 by_ratio(bound, self.grown(self.case())?, decimals)
+            }
+            Rule::GrownAnywhere(bound, decimals, _) => {
+                let further = self.row.cases.iter().skip(1);
+                let grown: Option<Vec<f64>> = further.map(|case| self.grown(case)).collect();
+                let worst = grown?.into_iter().reduce(|a, b| bound.worse(a, b))?;
+                by_ratio(bound, worst, decimals)
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.

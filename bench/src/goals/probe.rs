@@ -53,7 +53,7 @@ const ALL: [&str; 6] = [RAW, QUINN, QUINN_TUNED, RATHOLE, BEFORE, OURS];
 const TUNNELS: [&str; 5] = [QUINN, QUINN_TUNED, RATHOLE, BEFORE, OURS];
 const QUIC: [&str; 4] = [QUINN, QUINN_TUNED, BEFORE, OURS];
 
-/// All of them: some 25 minutes with rathole and an older program, less without.
+/// All of them: some 30 minutes with rathole and an older program, less without.
 pub(crate) const PROBES: &[Probe] = probes! {
     "tcp" [1] TUNNELS "iperf"
         "--streams 1,4 --cases =tcp ×1,=tcp ×4,=tcp reverse --seconds 2 --repeats 3";
@@ -77,6 +77,9 @@ pub(crate) const PROBES: &[Probe] = probes! {
         "--profile reference,loss-percent=0.1 --profile reference --profile \
         reference,loss-percent=3 --profile policer --cases to service \
         --warm-up 3 --seconds 4 --repeats 1";
+    "lane" [6] [QUINN_TUNED, RATHOLE, BEFORE, OURS] "link"
+        "--profile reference,loss-percent=0 --connections 1,100,1000,5000 --cases to service \
+        --warm-up 3 --seconds 3 --repeats 1";
     "scale" [7] [BEFORE, OURS] "scale"
         "--core-counts 1,2,4,8 --warm-up 0.5 --seconds 2 --repeats 3";
     "syscalls" [9] TUNNELS "syscalls"

@@ -7,7 +7,7 @@ use super::probe::{QUINN, QUINN_BBR, QUINN_TUNED, RATHOLE};
 use Also::{HeldLoss, NoneOf};
 use Bound::{AtLeast, AtMost, Below};
 use Cell::{Beside, Delivered, Each, LargestOfEach, Median};
-use Rule::{Grown, LikeOneFlow, Lossless, NoneAnywhere, ShareOfBest, Times, Within};
+use Rule::{Grown, GrownAnywhere, LikeOneFlow, Lossless, NoneAnywhere, ShareOfBest, Times, Within};
 
 /// One line of the table of goals.
 pub(super) struct Row {
@@ -198,6 +198,17 @@ pub(super) const ROWS: &[Row] = rows! {
     6 "link" ["policer: to service"] {
         "behind a policer with a small buffer, to the service alone: % of the link",
             Median(SHARE), LINK_SHARE;
+    }
+    6 "lane" [
+        "reference,loss-percent=0: to service",
+        "reference,loss-percent=0: to service ×100",
+        "reference,loss-percent=0: to service ×1000",
+        "reference,loss-percent=0: to service ×5000",
+    ] {
+        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 flows on one lane: % of the link",
+            Each(SHARE), Within(AtLeast(85.0), "{}");
+        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 flows on one lane: CPU s/GB",
+            Each(CPU), GrownAnywhere(AtMost(1.2), 2, "{} × one flow");
     }
     7 "scale" ["1 core(s)", "2 core(s)", "4 core(s)", "8 core(s)"] {
         "1, 2, 4, 8 cores a side: CPU s/GB", Each(CPU),

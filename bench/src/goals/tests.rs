@@ -109,6 +109,20 @@ reference: to service | quinn-dp-bbr | link_share_percent=95
 reference: to service | qmux-dp | link_share_percent=94 => MISSED: 0.99 ×
 reference: to service | quinn-dp-bbr | link_share_percent=100,100,100
 reference: to service | qmux-dp | link_share_percent=110,80,80 => MISSED: 0.80 ×
+# of many flows the worst number counts, and each is needed
+@ lane: on one lane: % of
+reference,loss-percent=0: to service | qmux-dp | link_share_percent=95
+reference,loss-percent=0: to service ×100 | qmux-dp | link_share_percent=84
+reference,loss-percent=0: to service ×1000 | qmux-dp | link_share_percent=95
+reference,loss-percent=0: to service ×5000 | qmux-dp | link_share_percent=95 => MISSED
+@ lane: on one lane: CPU
+reference,loss-percent=0: to service | qmux-dp | cpu_seconds_per_gb=10
+reference,loss-percent=0: to service ×100 | qmux-dp | cpu_seconds_per_gb=13
+reference,loss-percent=0: to service ×1000 | qmux-dp | cpu_seconds_per_gb=9
+reference,loss-percent=0: to service ×5000 | qmux-dp | cpu_seconds_per_gb=8 => MISSED: 1.30 ×
+reference,loss-percent=0: to service | qmux-dp | cpu_seconds_per_gb=10
+reference,loss-percent=0: to service ×100 | qmux-dp | cpu_seconds_per_gb=12
+reference,loss-percent=0: to service ×5000 | qmux-dp | cpu_seconds_per_gb=8 => not measured
 @ link: policer
 policer: to service | rathole | link_share_percent=50
 policer: to service | qmux-dp | link_share_percent=70 => reached: 1.40 ×
@@ -120,12 +134,12 @@ udp 64 B | qmux-dp | packets_per_second=200,100,210 lost_percent=0 => reached: 2
 # each size of a datagram has a factor of its own
 udp 64 B | quinn-dp-tuned | packets_per_second=100 lost_percent=0
 udp 64 B | qmux-dp | packets_per_second=199 lost_percent=0 => MISSED: 1.99 ×
-@ packets: UDP, 1,150 bytes
+@ packets: UDP, 1,150 bytes, packets
 udp 1150 B | quinn-dp-tuned | packets_per_second=100 lost_percent=0
 udp 1150 B | qmux-dp | packets_per_second=130 lost_percent=0 => reached: 1.30 ×
 udp 1150 B | quinn-dp-tuned | packets_per_second=100 lost_percent=0
 udp 1150 B | qmux-dp | packets_per_second=129 lost_percent=0 => MISSED: 1.29 ×
-@ packets: UDP, 8,192 bytes
+@ packets: UDP, 8,192 bytes, packets
 udp 8192 B | quinn-dp-tuned | packets_per_second=100 lost_percent=0
 udp 8192 B | qmux-dp | packets_per_second=100 lost_percent=0 => reached: 1.00 ×
 # a round trip is compared with rathole's
@@ -149,7 +163,7 @@ tcp reverse | quinn-dp-tuned | cpu_seconds_per_gb=2
 tcp reverse | qmux-dp | cpu_seconds_per_gb=1.8 => reached: 0.90 ×
 tcp reverse | quinn-dp-tuned | cpu_seconds_per_gb=2
 tcp reverse | qmux-dp | cpu_seconds_per_gb=1.82 => MISSED: 0.91 ×
-@ veth: CPU s/GB
+@ veth: 1,500 bytes: CPU
 tcp ×1 | quinn-dp-tuned | cpu_seconds_per_gb=2
 tcp ×1 | qmux-dp | cpu_seconds_per_gb=1.5 => reached: 0.75 ×
 @ udp: 1,150 bytes: CPU
