@@ -207,6 +207,10 @@ fn mistakes_are_named() {
         ("link --profile carrier-pigeon", "transatlantic"),
         ("link", "--profile"),
         (
+            "link --profile reference --connections 1,0",
+            "--connections",
+        ),
+        (
             "flamegraph --perf-script /nowhere --svg /dev/null",
             "/nowhere",
         ),
@@ -223,14 +227,23 @@ fn goals_are_judged_from_the_reports_that_are_there() {
     let directory = tempfile::tempdir().expect("a directory");
     let connect = directory.path().join("connect");
     std::fs::create_dir(&connect).expect("a directory");
+    let tunnel = |name, p50_us: f64| {
+        serde_json::json!({
+            "tunnel": name,
+            "summary": {
+                "p50_us": {"median": p50_us, "max": p50_us},
+                "failed": {"median": 0.0, "max": 0.0},
+            },
+            "runs": [{"values": {"p50_us": p50_us, "failed": 0.0}}],
+        })
+    };
     let report = serde_json::json!({
         "command": "qmux-bench connect",
         "machine": {"date": "today", "commit": "abc"},
-        "cases": [{"case": "connect, echo ×1", "tunnels": [{
-            "tunnel": "qmux-dp",
-            "summary": {"p50_us": {"median": 250.0, "max": 250.0}, "failed": {"median": 0.0, "max": 0.0}},
-            "runs": [{"values": {"p50_us": 250.0, "failed": 0.0}}],
-        }]}],
+        "cases": [{
+            "case": "connect, echo ×1",
+            "tunnels": [tunnel("rathole", 300.0), tunnel("qmux-dp", 250.0)],
+        }],
     });
     std::fs::write(connect.join("connect.json"), report.to_string()).expect("written");
     let out = directory.path().to_str().expect("UTF-8");
