@@ -17,15 +17,22 @@ const GRO_BUFFER_BYTES: usize = 1 << 16;
 /// call is followed by acknowledgements and a turn of every flow.
 const QUIC_BATCHES: usize = 4;
 
+/// Packets that one receive call may bring to a QUIC socket while they come unmerged: from a network
+/// device that does no GRO, or from many peers.
+const QUIC_SINGLES: usize = quinn_udp::BATCH_SIZE;
+
+/// The most bytes per packet, on average, of a call after which the next one may bring that many.
+const SINGLE_BYTES_MAX: usize = 4 << 10;
+
 /// GRO batches that one receive call may fill on the sockets of visitors and services, whose
 /// datagrams mostly come one by one: what one call brings should fill QUIC packets of 16 KB, and a
 /// GSO batch of these. With 4, `iperf3 -u -b 500M` costs a quarter more.
 const TRAFFIC_BATCHES: usize = 16;
 
-/// The larger of both.
-const BATCHES_MAX: usize = TRAFFIC_BATCHES;
+/// The largest of all.
+const BATCHES_MAX: usize = QUIC_SINGLES;
 
-const _: () = assert!(QUIC_BATCHES <= BATCHES_MAX);
+const _: () = assert!(QUIC_BATCHES <= BATCHES_MAX && TRAFFIC_BATCHES <= BATCHES_MAX);
 
 /// Segments of one GSO send that the kernel accepts (`UDP_MAX_SEGMENTS`).
 pub(crate) const GSO_SEGMENTS_MAX: usize = 64;
@@ -60,7 +67,13 @@ pub(crate) struct UdpSocket {
 pub(crate) struct ReceiveBatch {
     storage: Vec<u8>,
     meta: Vec<RecvMeta>,
+    /// Buffers that a call may fill where packets come merged.
+    batches: usize,
+    /// Buffers that the last call could fill, and that it has filled.
+    offered: usize,
     filled: usize,
+    /// Buffers that the next call may fill.
+    next_offer: usize,
 }
 
 /// One datagram (or QUIC packet) of a batch, to be processed in place.
@@ -75,25 +88,40 @@ pub(crate) struct Received<'a> {
 }
 
 impl ReceiveBatch {
-    /// Allocates the buffers for sockets of this purpose: 256 KB or, most of it untouched while
-    /// datagrams are small, 1 MB.
+    /// Allocates the buffers for sockets of this purpose: 1 or 2 MB, most of which is never touched.
     pub(crate) fn new(purpose: Purpose) -> ReceiveBatch {
-        let batches = match purpose {
-            Purpose::Quic => QUIC_BATCHES,
-            Purpose::Traffic => TRAFFIC_BATCHES,
+        let (batches, most) = match purpose {
+            Purpose::Quic => (QUIC_BATCHES, QUIC_SINGLES),
+            Purpose::Traffic => (TRAFFIC_BATCHES, TRAFFIC_BATCHES),
         };
         ReceiveBatch {
-            storage: vec![0; GRO_BUFFER_BYTES * batches],
-            meta: vec![RecvMeta::default(); batches],
+            storage: vec![0; GRO_BUFFER_BYTES * most],
+            meta: vec![RecvMeta::default(); most],
+            batches,
+            offered: batches,
             filled: 0,
+            next_offer: batches,
         }
+    }
+
+    /// Notes how many buffers a call has filled, and decides how many the next one may.
+    fn filled(&mut self, filled: usize) {
+        self.filled = filled;
+        let bytes: usize = self.meta[..filled].iter().map(|meta| meta.len).sum();
+        let are_many = filled == self.offered || filled > self.batches;
+        let are_single = bytes <= filled * SINGLE_BYTES_MAX;
+        self.next_offer = if are_many && are_single {
+            self.meta.len()
+        } else {
+            self.batches
+        };
     }
 
     /// Whether there may be more to receive at once. If the last call did not fill the batch, the
     /// socket was empty at its end, and waiting for [`UdpSocket::readable`] is cheaper than a call
     /// that finds nothing.
     pub(crate) fn is_full(&self) -> bool {
-        self.filled == self.meta.len()
+        self.filled == self.offered
     }
 
     /// Calls `each` with every datagram of the last receive call, in order.
@@ -173,14 +201,16 @@ impl UdpSocket {
     /// Receives into `batch`; `WouldBlock` means wait for [`UdpSocket::readable`].
     pub(crate) fn try_receive(&self, batch: &mut ReceiveBatch) -> io::Result<()> {
         batch.filled = 0;
+        batch.offered = batch.next_offer;
         let mut buffers = batch.storage.chunks_exact_mut(GRO_BUFFER_BYTES);
         let mut slices: [IoSliceMut<'_>; BATCHES_MAX] =
             std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
-        let slices = &mut slices[..batch.meta.len()];
+        let slices = &mut slices[..batch.offered];
         let fd = super::borrow(&self.io);
-        batch.filled = self
+        let filled = self
             .state
             .recv(UdpSockRef::from(&fd), slices, &mut batch.meta)?;
+        batch.filled(filled);
         Ok(())
     }
 
@@ -234,4 +264,69 @@ fn allow_ip_fragmentation(socket: &StdUdpSocket) -> io::Result<()> {
         option::set_int(socket, *level, *name, *value)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs `test` with a socket for QUIC, and one that sends to it.
+    fn with_sockets(test: impl FnOnce(&UdpSocket, &StdUdpSocket)) {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let socket = StdUdpSocket::bind("127.0.0.1:0").expect("a port");
+            let sender = StdUdpSocket::bind("127.0.0.1:0").expect("a port");
+            let to = socket.local_addr().expect("bound");
+            sender.connect(to).expect("connected");
+            let socket = UdpSocket::adopt(socket, Purpose::Quic).expect("a socket");
+            test(&socket, &sender);
+        });
+    }
+
+    fn receive(socket: &UdpSocket, batch: &mut ReceiveBatch) -> (usize, bool) {
+        socket.try_receive(batch).expect("something");
+        let mut packets = 0;
+        batch.for_each(|_| packets += 1);
+        (packets, batch.is_full())
+    }
+
+    #[test]
+    fn a_call_takes_many_packets_where_they_come_one_by_one() {
+        with_sockets(|socket, sender| {
+            let mut batch = ReceiveBatch::new(Purpose::Quic);
+            for packets in [QUIC_BATCHES + QUIC_SINGLES + 1, 2 * QUIC_SINGLES] {
+                for _ in 0..packets {
+                    sender.send(&[7; 100]).expect("sent");
+                }
+                let first = batch.next_offer;
+                assert_eq!(receive(socket, &mut batch), (first, true));
+                assert_eq!(receive(socket, &mut batch), (QUIC_SINGLES, true));
+                let rest = packets - first - QUIC_SINGLES;
+                if rest > 0 {
+                    assert_eq!(receive(socket, &mut batch), (rest, false));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_call_takes_few_buffers_where_packets_are_large_or_few() {
+        with_sockets(|socket, sender| {
+            let mut batch = ReceiveBatch::new(Purpose::Quic);
+            for _ in 0..=QUIC_BATCHES {
+                sender.send(&vec![7; SINGLE_BYTES_MAX + 1]).expect("sent");
+            }
+            assert_eq!(receive(socket, &mut batch), (QUIC_BATCHES, true));
+            assert_eq!(receive(socket, &mut batch), (1, false));
+            for _ in 0..2 * QUIC_BATCHES {
+                sender.send(&[7; 100]).expect("sent");
+            }
+            assert_eq!(receive(socket, &mut batch), (QUIC_BATCHES, true));
+            assert_eq!(receive(socket, &mut batch), (QUIC_BATCHES, false));
+            assert_eq!(batch.next_offer, QUIC_BATCHES, "there were few again");
+        });
+    }
 }
