@@ -42,6 +42,13 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// second.
 const IDLE_ROUNDS: usize = 16;
 
+/// A core with more flows than this makes the others look less often, so that their looks cost no
+/// more; those whose sockets stall look in every round, because their time is measured in looks.
+const FLOWS_PER_ROUND: usize = 1_024;
+
+/// The longest distance of two looks of a flow that is not idle, in rounds.
+const ROUNDS_MAX: usize = 4;
+
 /// The most time that is counted between two looks: more has passed only if this process stood
 /// still.
 const LOOK_COUNTS_MAX: Duration = Duration::from_secs(2);
@@ -132,6 +139,17 @@ impl FlowState {
     /// Whether everything that can happen to the flow wakes it, except in rare cases.
     fn is_idle(&self) -> bool {
         self.inward.get() == Waits::Socket && self.outward.get() == Waits::Stream
+    }
+
+    /// The distance of its looks in rounds, if the core has so many flows.
+    fn rounds(&self, flows: usize) -> usize {
+        if self.is_idle() {
+            IDLE_ROUNDS
+        } else if self.stall.get().is_some() {
+            1
+        } else {
+            flows.div_ceil(FLOWS_PER_ROUND).min(ROUNDS_MAX)
+        }
     }
 
     fn look(&self, step: Duration) {
@@ -340,7 +358,8 @@ impl TcpFlows {
                 entry.state.wake();
                 self.counters.tcp_flows_idle.increment();
             }
-            if !entry.state.is_idle() || key % IDLE_ROUNDS == round % IDLE_ROUNDS {
+            let rounds = entry.state.rounds(table.entries.len()).max(1);
+            if key % rounds == round % rounds {
                 entry.state.look(step);
             }
         }

@@ -401,3 +401,29 @@ fn whatever_happens_the_longest_stalled_flow_is_first_and_nothing_is_left_behind
     }
     assert!(timed_out > SEEDS && ended_for_memory > SEEDS, "too tame");
 }
+
+#[test]
+fn looks_of_many_flows_cost_no_more_than_those_of_some() {
+    let flows = flows();
+    let count = FLOWS_PER_ROUND * ROUNDS_MAX;
+    let all: Vec<_> = (0..count).map(|_| flows.register(TIMEOUT)).collect();
+    let stalled = flows.register(TIMEOUT);
+    stalled.socket_is_full();
+    let mut seen = vec![0; count];
+    for number in 0..2 * ROUNDS_MAX {
+        round(&flows, number, STEP);
+        let looks = all.iter().map(FlowWatch::take_look);
+        let mut looked = 0;
+        for (seen, _) in seen
+            .iter_mut()
+            .zip(looks)
+            .filter(|(_, look)| look.is_some())
+        {
+            *seen += 1;
+            looked += 1;
+        }
+        assert!(looked <= FLOWS_PER_ROUND, "{looked}");
+        assert_eq!(stalled.take_look(), Some(STEP), "its time is measured");
+    }
+    assert!(seen.iter().all(|looks| *looks == 2), "none is left out");
+}
