@@ -162,12 +162,12 @@ pub(crate) enum BlockSize {
 }
 
 impl BlockSize {
-    /// The size for the next read of a flow whose last one moved `bytes`: grows when a small block
-    /// was filled, shrinks when a large one was hardly used.
-    pub(crate) fn after(self, bytes: usize) -> BlockSize {
+    /// The size for the next read of a flow whose last one moved `bytes` of `most`: grows when a
+    /// small block was filled, shrinks when a large one was hardly used although it could have been.
+    pub(crate) fn after(self, bytes: usize, most: usize) -> BlockSize {
         match self {
             BlockSize::Small if bytes >= SMALL_BLOCK_BYTES => BlockSize::Large,
-            BlockSize::Large if bytes < SMALL_BLOCK_BYTES / 2 => BlockSize::Small,
+            BlockSize::Large if bytes < most.min(SMALL_BLOCK_BYTES / 2) => BlockSize::Small,
             same => same,
         }
     }
@@ -519,10 +519,17 @@ mod tests {
 
     #[test]
     fn block_size_follows_the_flow() {
-        assert_eq!(BlockSize::Small.after(100), BlockSize::Small);
-        assert_eq!(BlockSize::Small.after(SMALL_BLOCK_BYTES), BlockSize::Large);
-        assert_eq!(BlockSize::Large.after(LARGE_BLOCK_BYTES), BlockSize::Large);
-        assert_eq!(BlockSize::Large.after(10), BlockSize::Small);
+        let (small, large) = (SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES);
+        assert_eq!(BlockSize::Small.after(100, small), BlockSize::Small);
+        assert_eq!(BlockSize::Small.after(small, small), BlockSize::Large);
+        assert_eq!(BlockSize::Large.after(large, large), BlockSize::Large);
+        assert_eq!(BlockSize::Large.after(10, large), BlockSize::Small);
+    }
+
+    #[test]
+    fn a_read_that_had_no_room_for_more_says_nothing_of_the_flow() {
+        assert_eq!(BlockSize::Large.after(100, 100), BlockSize::Large);
+        assert_eq!(BlockSize::Large.after(99, 100), BlockSize::Small);
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Flow {
             }
             if read > 0 {
                 self.count_in(read as u64);
-                size = size.after(read);
+                size = size.after(read, capacity);
                 let fin = matches!(next, Next::Fin);
                 self.write_stream(block.freeze(read), fin).await?;
                 if fin {

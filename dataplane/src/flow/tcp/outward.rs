@@ -48,7 +48,7 @@ impl Flow {
             let capacity = block.bytes().len().min(allowed);
             match lane.read(*stream, &mut block.bytes_mut()[..capacity], waiters) {
                 StreamRead::Bytes(read, fin) => {
-                    size = size.after(read);
+                    size = size.after(read, capacity);
                     self.fin_read.set(fin);
                     self.write_socket(&block.bytes()[..read]).await?;
                     moved += read;

@@ -286,7 +286,7 @@ impl Endpoint {
             }
         }
         lane.note_blocked();
-        lane.wake_room_waiters();
+        lane.wake_room_waiters_after_flush();
         self.keep_connection_ids(lane);
         if lane.note_end() {
             self.remove(lane);

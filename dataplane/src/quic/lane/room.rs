@@ -227,8 +227,27 @@ impl RoomQueue {
 }
 
 impl Lane {
-    /// Wakes flows that wait for room, as many as there is room for.
-    pub(in crate::quic) fn wake_room_waiters(&self) {
+    /// Wakes flows that wait for room before a flush, because something has come.
+    pub(super) fn wake_room_waiters(&self) {
+        if self.room.len() > 1 && !self.unsent.is_known() {
+            self.mark_dirty();
+            return; // The flush finds out, and asks again.
+        }
+        self.wake_room_waiters_for(1);
+    }
+
+    /// Wakes flows that wait for room after a flush. If that has filled the congestion window, they
+    /// are not woken for a little: the next acknowledgement brings more, which each of them then
+    /// reads with one call instead of two.
+    pub(in crate::quic) fn wake_room_waiters_after_flush(&self) {
+        self.wake_room_waiters_for(match self.unsent.has_filled_window() {
+            true => WAKE_AT_BYTES,
+            false => 1,
+        });
+    }
+
+    /// Wakes flows that wait for room, as many as there is room for, if it is so much at least.
+    fn wake_room_waiters_for(&self, min: usize) {
         if self.room.len() == 0 {
             return;
         }
@@ -240,6 +259,9 @@ impl Lane {
             let room = self.unsent.room(window, flows);
             if room < WAKE_AT_BYTES && flows > 1 && self.unsent.waiting() > 0 {
                 return; // The next flush asks again.
+            }
+            if room < min {
+                return; // The next acknowledgement asks again.
             }
             self.room.wake(room, capacity)
         };
