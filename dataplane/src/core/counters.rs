@@ -52,6 +52,9 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one UDP packet that carries QUIC.
     quic_receive_batches,
+    /// Times that packets of bulk on long paths were let gather for a moment before they were
+    /// received.
+    quic_receive_pauses,
     /// Turns of a lane whose acknowledgement was put off (ack delay): messages, and datagrams in
     /// bulk.
     quic_acknowledgements_deferred,

@@ -33,6 +33,7 @@ mod lanes;
 mod limits;
 mod listeners;
 mod log_lines;
+mod long_paths;
 mod many_visitors;
 mod offers;
 mod one_file;

@@ -15,6 +15,7 @@ mod broken;
 mod datagram_tests;
 mod early;
 mod flush;
+mod moderation;
 mod over_tls;
 #[cfg(test)]
 mod over_tls_tests;
@@ -30,6 +31,7 @@ mod tls_port;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
@@ -57,6 +59,7 @@ use crate::core::event::Event;
 use crate::core::task::spawn_or;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
+use moderation::Moderation;
 
 /// The owner of an endpoint, which handles what concerns more than one lane.
 pub(crate) trait EndpointOwner {
@@ -154,6 +157,12 @@ pub(crate) struct Endpoint {
     no_gso_until: Cell<Option<Instant>>,
     /// Authenticates the tokens of Retry packets.
     retry_key: RetryKey,
+    /// Whether packets are to gather in the socket.
+    moderation: Moderation,
+    /// A timer for the pauses in which they do; made for the first one.
+    gather_timer: OnceCell<io::Result<FineTimer>>,
+    /// Whether it was logged that there is none.
+    gather_timer_missed: Cell<bool>,
     dirty: RefCell<VecDeque<u64>>,
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
@@ -217,6 +226,9 @@ impl Endpoint {
             crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
+            moderation: Moderation::default(),
+            gather_timer: OnceCell::new(),
+            gather_timer_missed: Cell::new(false),
             dirty: RefCell::default(),
             touched: RefCell::default(),
             flush: Event::default(),

@@ -17,6 +17,7 @@ use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
 use crate::quic::lane::Lane;
 use crate::quic::roaming::{Moved, Way};
+use crate::sys::timer::FineTimer;
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
 /// Turns that a receive waits for a flush that should come first.
@@ -62,6 +63,18 @@ struct OneCall {
     more: bool,
 }
 
+/// What a turn of receiving has brought.
+struct ReceiveTurn {
+    began: Instant,
+    packets: u64,
+    bytes: u64,
+    /// Whether there may be more to receive.
+    more: bool,
+}
+
+/// There is no timer for pauses.
+struct NoTimer;
+
 impl Endpoint {
     pub(super) async fn receive_task(self: Rc<Self>) {
         loop {
@@ -86,35 +99,63 @@ impl Endpoint {
                 if self.is_handed_over.get() {
                     return;
                 }
-                let more = RECEIVE.with_borrow_mut(|batch| self.receive_turn(batch));
+                let turn = RECEIVE.with_borrow_mut(|batch| self.receive_turn(batch));
+                self.moderation.received(turn.packets, turn.bytes);
                 self.finish_turn();
-                if !more {
-                    break;
+                if turn.more {
+                    self.moderation.interrupted();
+                    yield_now().await;
+                    continue;
                 }
-                yield_now().await;
+                let Some(pause) = self.moderation.emptied(turn.began) else {
+                    break;
+                };
+                let paused = self.stopped.cuts_short(self.let_packets_gather(pause));
+                match paused.await {
+                    None => return,
+                    Some(Ok(())) => {}
+                    Some(Err(NoTimer)) => break,
+                }
             }
         }
     }
 
-    /// Makes as many receive calls as make a turn. Returns false once the socket is drained.
-    fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
-        let began = Instant::now();
-        let (mut packets, mut bytes) = (0, 0);
-        for _ in 0..CALLS_PER_TURN_MAX {
-            let Some(received) = self.receive_once(batch) else {
-                return false;
-            };
-            packets += received.packets;
-            bytes += received.bytes;
-            if !received.more {
-                return false;
+    /// Waits for this long, so that the next turn finds more packets. Cancel-safe.
+    async fn let_packets_gather(&self, pause: Duration) -> Result<(), NoTimer> {
+        let no_timer = |error: &io::Error| {
+            if !self.gather_timer_missed.replace(true) {
+                self.counters.internal_errors.increment();
+                tracing::warn!(%error, "no timer for pauses; packets of long paths are read more often than they should be");
             }
-            let full = packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX;
-            if full || began.elapsed() >= TURN_TIME_MAX {
+            NoTimer
+        };
+        let timer = self.gather_timer.get_or_init(FineTimer::new);
+        let timer = timer.as_ref().map_err(no_timer)?;
+        timer.set(pause).map_err(|error| no_timer(&error))?;
+        self.counters.quic_receive_pauses.increment();
+        timer.fired().await.map_err(|error| no_timer(&error))
+    }
+
+    /// Makes as many receive calls as make a turn.
+    fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> ReceiveTurn {
+        let mut turn = ReceiveTurn {
+            began: Instant::now(),
+            packets: 0,
+            bytes: 0,
+            more: false,
+        };
+        for _ in 0..CALLS_PER_TURN_MAX {
+            let received = self.receive_once(batch);
+            turn.more = received.as_ref().is_some_and(|received| received.more);
+            let Some(received) = received else { break };
+            turn.packets += received.packets;
+            turn.bytes += received.bytes;
+            let full = turn.packets >= PACKETS_PER_TURN_MAX || turn.bytes >= BYTES_PER_TURN_MAX;
+            if !turn.more || full || turn.began.elapsed() >= TURN_TIME_MAX {
                 break;
             }
         }
-        true
+        turn
     }
 
     /// Makes one receive call. `None` if there was nothing.
@@ -285,11 +326,23 @@ impl Endpoint {
                 lane.watch_for_silence(now);
             }
             lane.heard();
+            self.note_path_length(lane, now);
         } else if lane.is_unmoved_by_noise() {
             return;
         }
         let brought = lane.dispatch(now);
         lane.ack_turn(brought, now);
+    }
+
+    /// Tells the moderation of the socket that this lane was heard. Lanes of strangers do not count,
+    /// and those over TLS have other sockets.
+    fn note_path_length(&self, lane: &Lane, now: Instant) {
+        if self.moderation.asks_for_paths()
+            && !lane.counted_unadmitted.get()
+            && lane.way().tls.is_none()
+        {
+            self.moderation.heard(lane.rtt_min(), now);
+        }
     }
 
     /// The local address under which quiche knows the path. A server tells its addresses apart, so

@@ -358,6 +358,16 @@ impl Lane {
             .map_or(Duration::ZERO, |path| path.rtt)
     }
 
+    /// The shortest round trip time of the path in use so far; zero before the first.
+    pub(in crate::quic) fn rtt_min(&self) -> Duration {
+        self.conn
+            .borrow()
+            .path_stats()
+            .find(|path| path.active)
+            .and_then(|path| path.min_rtt)
+            .unwrap_or_default()
+    }
+
     /// Makes the endpoint flush this lane after the tasks that are ready now have run.
     pub(crate) fn mark_dirty(&self) {
         if !self.dirty.replace(true)

@@ -21,6 +21,12 @@ pub(crate) struct SlowPath {
 impl SlowPath {
     /// A path to `server`, with this delay each way.
     pub(crate) fn to(server: SocketAddr, delay: Duration) -> Self {
+        Self::with_spacing(server, delay, Duration::ZERO)
+    }
+
+    /// A path to `server`, with this delay each way, that lets packets out at this distance or
+    /// more.
+    pub(crate) fn with_spacing(server: SocketAddr, delay: Duration, spacing: Duration) -> Self {
         let near = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
         let far = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
         far.connect(server).expect("connected");
@@ -30,7 +36,7 @@ impl SlowPath {
         let (from, to, knows) = (Arc::clone(&near), Arc::clone(&far), Arc::clone(&client));
         relay(
             &alive,
-            delay,
+            (delay, spacing),
             move |buffer| {
                 let (length, sender) = from.recv_from(buffer).ok()?;
                 *knows.lock().expect("client") = Some(sender);
@@ -45,7 +51,7 @@ impl SlowPath {
         let (from, to) = (Arc::clone(&far), Arc::clone(&near));
         relay(
             &alive,
-            delay,
+            (delay, spacing),
             move |buffer| from.recv(buffer).ok(),
             move |packet| {
                 if let Some(client) = *client.lock().expect("client") {
@@ -67,7 +73,7 @@ impl Drop for SlowPath {
 
 fn relay(
     alive: &Arc<()>,
-    delay: Duration,
+    (delay, spacing): (Duration, Duration),
     receive: impl Fn(&mut [u8]) -> Option<usize> + Send + 'static,
     send: impl Fn(&[u8]) + Send + 'static,
     socket: &UdpSocket,
@@ -88,7 +94,10 @@ fn relay(
         }
     });
     thread::spawn(move || {
+        let mut next = Instant::now();
         for (due, packet) in held {
+            let due = due.max(next);
+            next = due + spacing;
             thread::sleep(due.saturating_duration_since(Instant::now()));
             send(&packet);
         }
