@@ -112,8 +112,8 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
     }
 }
 
-/// Whether a new visitor is refused. `ordered` is whether the last check had [`Order::Refuse`] as its
-/// result: as soon as there is memory again, visitors are let in without another check.
+/// Whether a new visitor is refused. `ordered` is whether [`Order::Refuse`] was the result of the
+/// last check: as soon as there is memory again, visitors are let in without another one.
 pub(crate) fn refuses(ordered: bool, supply: Supply) -> bool {
     ordered && supply == Supply::Over
 }
