@@ -1,6 +1,7 @@
 //! Another configuration for a running server or client: what is taken up, what is refused, and
 //! that no flow notices.
 
+mod certificates;
 mod client;
 mod files;
 mod load;

@@ -18,7 +18,7 @@ use crate::support::wait;
 use super::{ConfigFile, door, offering, wait_until_refused};
 
 /// A client of these services at one place, and its config file.
-fn client(
+pub(super) fn client(
     site: &Site,
     name: &'static str,
     services: &[&str],
@@ -306,7 +306,7 @@ fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_fl
 }
 
 /// How many lanes this client has registered so far.
-fn registrations(client: &Program) -> usize {
+pub(super) fn registrations(client: &Program) -> usize {
     let lines = client.lines();
     let registered = lines.iter().filter(|line| line.contains("lane registered"));
     registered.count()
