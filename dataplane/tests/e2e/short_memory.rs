@@ -149,6 +149,7 @@ fn wait_until_one_is_refused(
         http::metric(&metrics, "qmux_dp_memory_held_bytes") >= MEMORY_BYTES
     });
     wait::until_true("one more is refused", || {
+        assert!(all.len() < 3 * count, "nobody is refused");
         all.push(waiting(traffic));
         counted(admin, "visitors_refused_memory") > 0.0
     });
