@@ -112,6 +112,12 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
     }
 }
 
+/// Whether a new visitor is refused. `ordered` is whether [`Order::Refuse`] was the result of the
+/// last check: as soon as there is memory again, visitors are let in without another one.
+pub(crate) fn refuses(ordered: bool, supply: Supply) -> bool {
+    ordered && supply == Supply::Over
+}
+
 /// Bytes that a flow may take to send, if its peer has yet to acknowledge this many. The result is
 /// zero only if there are any: the peer's acknowledgement will let the flow go on.
 pub(crate) fn spare(supply: Supply, holds_bytes: usize) -> usize {
@@ -189,7 +195,7 @@ pub(crate) fn received() {
 
 /// Whether this core refuses new visitors, because there is no memory for them and nothing stalls.
 pub(crate) fn refuses_newcomers() -> bool {
-    REFUSES.get() && supply() == Supply::Over
+    refuses(REFUSES.get(), supply())
 }
 
 /// Takes an allowance out of the count for as long as a lane lives.

@@ -176,6 +176,8 @@ pub(crate) struct ClientCredentials {
     pub(super) pair: Option<Pair>,
     /// The digest of both, by which sessions are kept.
     pub(crate) identity: Identity,
+    /// The digest of all that was read, with the key.
+    content: Identity,
 }
 
 impl ClientCredentials {
@@ -191,10 +193,14 @@ impl ClientCredentials {
         let cert = pair.as_ref().map(|pair| pair.pem.as_slice());
         let texts = [Some(authorities.pem.as_slice()), cert];
         let identity = digest(texts.into_iter().flatten());
+        let shown = pair.as_ref().map(|pair| pair.identity.as_slice());
+        let content = [Some(authorities.pem.as_slice()), shown];
+        let content = digest(content.into_iter().flatten());
         Ok(ClientCredentials {
             authorities,
             pair,
             identity,
+            content,
         })
     }
 }
@@ -203,6 +209,9 @@ impl ClientCredentials {
 #[derive(Debug, Default)]
 pub(crate) struct KeptCredentials {
     kept: Arc<ArcSwapOption<ClientCredentials>>,
+    /// Those that were read for the present configuration. Newer ones may be kept already, if the
+    /// files have changed since.
+    taken_up: ArcSwapOption<ClientCredentials>,
     /// The configuration whose files are watched.
     of: Arc<ArcSwapOption<Client>>,
 }
@@ -219,22 +228,19 @@ impl KeptCredentials {
         };
         let credentials = Self::usable(client).map_err(|error| error.to_string())?;
         self.change(credentials, client);
-        let kept = KeptCredentials {
-            kept: Arc::clone(&self.kept),
-            of: Arc::clone(&self.of),
-        };
+        let (kept, of) = (Arc::clone(&self.kept), Arc::clone(&self.of));
         std::thread::Builder::new()
             .name("certificates".into())
             .spawn(move || {
                 loop {
                     std::thread::sleep(LOOK_PAUSE);
-                    let Some(client) = kept.of.load_full() else {
+                    let Some(client) = of.load_full() else {
                         continue;
                     };
                     if !look.changed(stamps(&client)) {
                         continue;
                     }
-                    let result = kept.read(&client);
+                    let result = read(&kept, &client);
                     match (look.read(result.is_ok()), result) {
                         (Some(Outcome::Renewed), _) => tracing::info!(
                             "certificate files have changed; new connections use them"
@@ -255,8 +261,16 @@ impl KeptCredentials {
     /// Takes up another configuration: uses what was read of its files, and watches these from now
     /// on.
     pub(crate) fn change(&self, credentials: Arc<ClientCredentials>, client: &Client) {
-        self.kept.store(Some(credentials));
+        self.kept.store(Some(Arc::clone(&credentials)));
+        self.taken_up.store(Some(credentials));
         self.of.store(Some(Arc::new(client.clone())));
+    }
+
+    /// Whether the files contain something else than what was taken up last, wherever they are.
+    pub(crate) fn would_change(&self, credentials: &ClientCredentials) -> bool {
+        let before = self.taken_up.load();
+        let before = before.as_ref();
+        before.is_some_and(|before| before.content != credentials.content)
     }
 
     /// Reads the files of a configuration.
@@ -277,15 +291,19 @@ impl KeptCredentials {
     pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
         match self.kept.load_full() {
             Some(credentials) => Ok(credentials),
-            None => self.read(client),
+            None => read(&self.kept, client),
         }
     }
+}
 
-    fn read(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
-        let credentials = Self::usable(client)?;
-        self.kept.store(Some(Arc::clone(&credentials)));
-        Ok(credentials)
-    }
+/// Reads the files, and keeps what is in them if it is usable.
+fn read(
+    kept: &ArcSwapOption<ClientCredentials>,
+    client: &Client,
+) -> Result<Arc<ClientCredentials>, TlsError> {
+    let credentials = KeptCredentials::usable(client)?;
+    kept.store(Some(Arc::clone(&credentials)));
+    Ok(credentials)
 }
 
 /// Tells a file from one that was put in its place: modification time, length and inode (`None` if

@@ -1,6 +1,7 @@
 //! Another configuration for a running server or client: what is taken up, what is refused, and
 //! that no flow notices.
 
+mod certificates;
 mod client;
 mod files;
 mod load;
@@ -10,11 +11,15 @@ mod withdrawn;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use qmux_proto::LaneError;
+use qmux_proto::control::{GoAwayReason, RegisterOutcome};
 use rustix::process::Signal;
 
+use crate::support::certs::Identity;
 use crate::support::door::{Door, DoorSetup, Offering, entry, published};
 use crate::support::http;
 use crate::support::ports;
+use crate::support::quic_probe::{self, Probe};
 use crate::support::service::{TcpService, echo_both};
 use crate::support::subject;
 use crate::support::tunnel::Site;
@@ -320,6 +325,39 @@ fn a_listener_comes_and_goes_with_its_door() {
     visitor::exchange(&mut flow, b"it may finish");
     client.wait_for_line("the news", |line| line.contains("drains"));
     drop(door);
+}
+
+#[test]
+fn a_lane_of_a_removed_listener_is_told_to_go_and_closed_when_drain_timeout_is_over() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, file) = door(&site, &["a"], "");
+    file.replace("[server]\n", "[server]\ndrain_timeout = \"1s\"\n");
+    let before = file.text();
+    let (quic, traffic) = (ports::free_address(), ports::free_address());
+    file.append(&format!(
+        "[[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
+         protocol = \"tcp\"\n"
+    ));
+    file.taken_up();
+    // Clients of ours go by themselves when they have no flow. This one stays.
+    let identity = Identity::client_named("stays");
+    let dial = |address| {
+        let mut config = quic_probe::config(site.path(), Some(&identity));
+        Probe::dial(address, &mut config)
+    };
+    let (mut removed, mut stays) = (dial(quic), dial(door.quic[0]));
+    assert_eq!(removed.register("stays", 1), RegisterOutcome::Accepted);
+    assert!(stays.offer("stays", 1, &["a"]).is_ok());
+    file.write(&before);
+    file.taken_up();
+    let away = removed.told_to_go();
+    assert_eq!(away.reason, GoAwayReason::Shutdown);
+    assert_eq!(away.drain_timeout_ms, 1_000);
+    assert_eq!(removed.closed(), LaneError::Shutdown);
+    assert!(stays.is_open(), "its door is there");
 }
 
 // ---- what is refused ----

@@ -181,7 +181,7 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
 }
 
 /// The context of the first of this many cores, and the mailboxes of all.
-fn first_core_of(cores: usize) -> (Rc<ClientContext>, Mailboxes<ClientMail>) {
+pub(super) fn first_core_of(cores: usize) -> (Rc<ClientContext>, Mailboxes<ClientMail>) {
     let (mailboxes, _wakes) = Mailboxes::new(cores).expect("socket pairs");
     let cluster = Arc::new(Cluster::new(cores));
     let flows = TcpFlows::new(Arc::clone(&cluster.counters[0]));

@@ -127,11 +127,18 @@ impl Resumption {
             })
     }
 
-    /// The registration was not accepted. If authentication has failed, the session may be the
-    /// reason, and none is offered the next time. Otherwise (mostly because the server drains) the
-    /// ticket of this lane is as good as that of any other.
+    /// The registration was not accepted. If authentication has failed, or the server has ended the
+    /// lane without an answer, the session may be the reason, and none is offered the next time.
+    /// Otherwise (mostly because the server drains or stops) the ticket of this lane is as good as
+    /// that of any other.
     pub(super) fn not_registered(&self, lane: &Lane, end: &AttemptEnd) {
-        if matches!(end, AttemptEnd::Refused(RefuseReason::Unauthenticated, _)) {
+        let causes = lane.end().map(|end| Causes::of(&end));
+        let is_spent = match end {
+            AttemptEnd::Refused(reason, _) => *reason == RefuseReason::Unauthenticated,
+            _ if !lane.handshake().resumed => false,
+            _ => causes.is_some_and(|it| it.session_is_spent && !it.restart),
+        };
+        if is_spent {
             self.shared.sessions.forget(&self.server);
         } else {
             self.look(lane);
@@ -168,3 +175,7 @@ impl Resumption {
         true
     }
 }
+
+#[cfg(test)]
+#[path = "resumption_tests.rs"]
+mod tests;

@@ -115,6 +115,7 @@ impl ClientShared {
         let Some(client) = prepared.config.client.as_ref() else {
             return Vec::new();
         };
+        let shows_others = self.changes_credentials(&prepared);
         self.credentials.change(prepared.credentials, client);
         prepared.hosts_new.into_iter().for_each(Keeper::begin);
         let services = prepared.services;
@@ -123,7 +124,7 @@ impl ClientShared {
             wait_until(NAMES_PATIENCE, || services.are_known());
         }
         let alike = before.client().is_some_and(|it| register_alike(it, client));
-        let anew = are_others || !alike;
+        let anew = are_others || shows_others || !alike;
         self.settings.store(Arc::new(ClientSettings {
             config: Arc::clone(&prepared.config),
             services,
@@ -134,6 +135,13 @@ impl ClientShared {
         let problems = tell_cores_to_plan(post);
         wait_until(LANES_PATIENCE, || self.is_judged());
         problems
+    }
+
+    /// Whether what is prepared has another certificate, key or CA than before, in other files or
+    /// in the same ones. Whoever changes them wants to know now whether they are good, and not when
+    /// the lanes of before end.
+    pub(crate) fn changes_credentials(&self, prepared: &Prepared) -> bool {
+        self.credentials.would_change(&prepared.credentials)
     }
 
     /// Whether it is known of each server that has lanes if there are lanes by the present
@@ -211,7 +219,8 @@ impl Target {
     }
 }
 
-/// Whether lanes register alike by both configurations, apart from their services and servers.
+/// Whether lanes register alike by both configurations, apart from their services and servers, and
+/// from their certificates ([`ClientShared::changes_credentials`]).
 fn register_alike(one: &Client, other: &Client) -> bool {
     let timing = |it: &Client| {
         (
@@ -221,9 +230,7 @@ fn register_alike(one: &Client, other: &Client) -> bool {
             it.probe_interval,
         )
     };
-    // Files that these name may change as well. Whoever changes what is named wants to know now
-    // whether it is good, and not when the lanes of before end.
-    timing(one) == timing(other) && one.auth == other.auth && one.tls == other.tls
+    timing(one) == timing(other) && one.auth == other.auth
 }
 
 /// What changes from the configured servers `targets` to `wanted`: the indexes of those that are
@@ -297,13 +304,18 @@ mod tests {
     use std::net::SocketAddr;
     use std::path::Path;
 
-    use qmux_config::certs::{CertsRequest, generate, write};
+    use qmux_config::certs::{CertsRequest, Generated, generate, write};
 
     use super::*;
     use crate::core::mailbox::Mailboxes;
     use crate::ready::Readiness;
 
     fn config(dir: &Path, server: &str, local: &str) -> Arc<Config> {
+        config_with_pair(dir, server, local, "client")
+    }
+
+    /// A configuration whose certificate and key are in the files of this name.
+    fn config_with_pair(dir: &Path, server: &str, local: &str, pair: &str) -> Arc<Config> {
         let text = format!(
             r#"
             [[client.servers]]
@@ -314,11 +326,19 @@ mod tests {
             port = 8080
             [client.tls]
             ca_cert_file = "ca.crt"
-            client_cert_file = "client.crt"
-            client_key_file = "client.key"
+            client_cert_file = "{pair}.crt"
+            client_key_file = "{pair}.key"
             "#
         );
         Arc::new(Config::parse(&text, &dir.join("dp.toml")).expect("a config"))
+    }
+
+    fn certs() -> Generated {
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days: 30,
+        };
+        generate(&request).expect("certificates")
     }
 
     struct World {
@@ -331,12 +351,7 @@ mod tests {
         /// A client whose service is at `localhost`.
         fn new() -> World {
             let dir = tempfile::tempdir().expect("a directory");
-            let request = CertsRequest {
-                server_names: vec!["tunnel.test".into()],
-                days: 30,
-            };
-            let certs = generate(&request).expect("certificates");
-            write(&certs, dir.path(), false).expect("written");
+            write(&certs(), dir.path(), false).expect("written");
             let config = config(dir.path(), "127.0.0.1", "localhost");
             let client = config.client.as_ref().expect("a client");
             let readiness = Arc::new(Readiness::new(1));
@@ -392,6 +407,40 @@ mod tests {
         );
         assert!(before.services.hosts()[0].is_given_up());
         assert_eq!(world.shared.settings().generation, before.generation + 1);
+    }
+
+    #[test]
+    fn lanes_register_anew_for_another_certificate_key_or_ca_in_whatever_file_it_is() {
+        let world = World::new();
+        world.shared.keep_certificates().expect("usable");
+        let path = |name: &str| world.dir.path().join(name);
+        let registers_anew = |pair: &str| {
+            let before = world.shared.settings().generation;
+            let wanted = config_with_pair(world.dir.path(), "127.0.0.1", "localhost", pair);
+            let prepared = world.prepare(&wanted).expect("usable");
+            let changes = world.shared.changes_credentials(&prepared);
+            let problems = world.shared.take_up(prepared, &*world.post);
+            assert_eq!(problems, [] as [&str; 0]);
+            let anew = world.shared.settings().generation > before;
+            assert_eq!(anew, changes);
+            anew
+        };
+        assert!(!registers_anew("client"), "nothing has changed");
+        for name in ["client.crt", "client.key"] {
+            std::fs::copy(path(name), path(&name.replace("client", "copy"))).expect("copied");
+        }
+        assert!(!registers_anew("copy"), "it is the same certificate");
+        let other = certs();
+        std::fs::write(path("copy.crt"), &other.client_cert_pem).expect("written");
+        std::fs::write(path("copy.key"), &other.client_key_pem).expect("written");
+        assert!(registers_anew("copy"), "it has another certificate");
+        assert!(registers_anew("client"), "it has the first one again");
+        let key = std::fs::read_to_string(path("client.key")).expect("a key");
+        std::fs::write(path("client.key"), format!("# a note\n{key}")).expect("written");
+        assert!(registers_anew("client"), "its key may be another one");
+        std::fs::write(path("ca.crt"), &other.ca_cert_pem).expect("written");
+        assert!(registers_anew("client"), "it trusts another CA");
+        assert!(!registers_anew("client"), "all of that is taken up");
     }
 
     #[test]

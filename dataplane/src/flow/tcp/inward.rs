@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use qmux_proto::FlowError;
+
 use super::super::bandwidth::Direction;
 use super::super::fill::{Next, Until, fill};
 use super::super::watch::Waits;
@@ -121,7 +123,7 @@ impl Flow {
         Ok(())
     }
 
-    /// Waits until the stream takes at least one byte.
+    /// Waits until the stream takes at least one byte. Returns how many it takes.
     async fn wait_for_room(&self) -> Result<usize, Stopped> {
         let TcpFlow {
             lane,
@@ -129,18 +131,12 @@ impl Flow {
             waiters,
             ..
         } = &self.ends;
-        loop {
-            match lane.room(*stream, LARGE_BLOCK_BYTES, waiters) {
-                StreamRoom::Bytes(room) => return Ok(room),
-                StreamRoom::Blocked => {
-                    Self::wait(self.inward(), Waits::Stream, waiters.writable.wait()).await;
-                }
-                StreamRoom::Stopped(error) => {
-                    self.stop_inward(error);
-                    return Err(Stopped);
-                }
-            }
-        }
+        let room = || match lane.room(*stream, LARGE_BLOCK_BYTES, waiters) {
+            StreamRoom::Bytes(room) => Ok(Some(room)),
+            StreamRoom::Blocked => Ok(None),
+            StreamRoom::Stopped(error) => Err(error),
+        };
+        self.when_writable(room).await
     }
 
     async fn finish_stream(&self) -> Result<(), Stopped> {
@@ -150,13 +146,24 @@ impl Flow {
             waiters,
             ..
         } = &self.ends;
+        let finish = || Ok(lane.finish(*stream, waiters)?.then_some(()));
+        self.when_writable(finish).await
+    }
+
+    /// Tries until there is a result: each time that there is none, it waits until the stream may
+    /// be written to. An error is the peer's reason: it wants no more, and what it had not taken
+    /// yet is dropped.
+    async fn when_writable<T>(
+        &self,
+        attempt: impl Fn() -> Result<Option<T>, FlowError>,
+    ) -> Result<T, Stopped> {
         loop {
-            match lane.finish(*stream, waiters) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {
-                    Self::wait(self.inward(), Waits::Stream, waiters.writable.wait()).await;
+            match attempt() {
+                Ok(Some(result)) => return Ok(result),
+                Ok(None) => {
+                    let writable = self.ends.waiters.writable.wait();
+                    Self::wait(self.inward(), Waits::Stream, writable).await;
                 }
-                // The peer wants no more, and what it had not taken yet is dropped.
                 Err(error) => {
                     self.stop_inward(error);
                     return Err(Stopped);

@@ -337,12 +337,15 @@ impl Reloader {
     /// Whether nothing would change, neither in the configuration nor in the files that it names.
     fn is_as_before(&self, ready: &Ready) -> bool {
         let shown = ready.server.as_ref().zip(self.server.as_ref());
+        let registers = ready.client.as_ref().zip(self.client.as_ref());
         let now = self.config.load();
         let as_now = Config {
             warnings: now.warnings.clone(),
             ..Config::clone(&ready.config)
         };
-        as_now == **now && shown.is_none_or(|((plan, _), it)| !plan.changes_credentials(it))
+        as_now == **now
+            && shown.is_none_or(|((plan, _), it)| !plan.changes_credentials(it))
+            && registers.is_none_or(|(prepared, it)| !it.changes_credentials(prepared))
     }
 
     /// Reads and binds everything that is needed, and notes warnings. Nothing changes yet, and

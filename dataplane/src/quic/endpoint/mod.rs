@@ -23,7 +23,7 @@ mod over_tls_tests;
 mod panic_tests;
 mod receive;
 #[cfg(test)]
-mod resumption_tests;
+pub(crate) mod resumption_tests;
 mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -75,7 +75,7 @@ impl EndpointOwner for Owner {
 }
 
 /// A server whose tickets are sealed with a key made of `seed`.
-fn server_with_key(config: &Config, seed: u8) -> EndpointSetup {
+pub(crate) fn server_with_key(config: &Config, seed: u8) -> EndpointSetup {
     let server = config.server.as_ref().expect("server");
     let file = server
         .tls

@@ -11,14 +11,14 @@ use crate::support::service::{TcpService, UdpService, echo, echo_both};
 use crate::support::subject;
 use crate::support::tunnel::Site;
 use crate::support::udp_visitor::UdpVisitor;
-use crate::support::visitor;
+use crate::support::visitor::{self, Ending};
 use crate::support::visits::{Visits, summary};
 use crate::support::wait;
 
 use super::{ConfigFile, door, offering, wait_until_refused};
 
 /// A client of these services at one place, and its config file.
-fn client(
+pub(super) fn client(
     site: &Site,
     name: &'static str,
     services: &[&str],
@@ -39,6 +39,12 @@ fn service(name: &str, local: SocketAddr) -> String {
         local.ip(),
         local.port()
     )
+}
+
+/// The entry of a server.
+fn server(door: &Door) -> String {
+    let quic = door.quic[0];
+    format!("[[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n")
 }
 
 #[test]
@@ -124,12 +130,6 @@ fn a_server_that_is_added_gets_lanes_and_one_that_is_removed_loses_them() {
     visitor::wait_until_served(first.traffic("a"));
     let mut flow = visitor::connect(first.traffic("a"));
     visitor::exchange(&mut flow, b"before");
-    let server = |door: &Door| {
-        format!(
-            "[[client.servers]]\naddress = \"{}\"\nserver_name = \"{}\"\n",
-            door.quic[0], SERVER_NAME
-        )
-    };
     file.append(&server(&second));
     file.taken_up();
     visitor::wait_until_served(second.traffic("a"));
@@ -142,6 +142,33 @@ fn a_server_that_is_added_gets_lanes_and_one_that_is_removed_loses_them() {
     file.append(&server(&first));
     file.taken_up();
     visitor::wait_until_served(first.traffic("a"));
+}
+
+#[test]
+fn flows_of_a_server_that_is_removed_are_reset_when_the_drain_timeout_of_the_client_is_over() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let (first_site, second_site) = (Site::new(), Site::new());
+    let (first, _) = door(&first_site, &["a"], "");
+    let (second, _) = door(&second_site, &["a"], "");
+    let echo = TcpService::echo();
+    let (_client, file) = client(&first_site, "nas", &["a"], echo.address, &first);
+    file.replace("[client]\n", "[client]\ndrain_timeout = \"1s\"\n");
+    file.append(&server(&second));
+    file.taken_up();
+    for door in [&first, &second] {
+        visitor::wait_until_served(door.traffic("a"));
+    }
+    let [mut ends, mut stays] = [&first, &second].map(|door| {
+        let mut flow = visitor::connect(door.traffic("a"));
+        visitor::exchange(&mut flow, b"before");
+        flow
+    });
+    file.replace(&server(&first), "");
+    file.taken_up();
+    assert!(matches!(visitor::read_to_end(&mut ends), Ending::Reset(_)));
+    visitor::exchange(&mut stays, b"after");
 }
 
 #[test]
@@ -279,7 +306,7 @@ fn a_service_that_moves_while_it_is_down_is_up_although_an_old_lane_carries_a_fl
 }
 
 /// How many lanes this client has registered so far.
-fn registrations(client: &Program) -> usize {
+pub(super) fn registrations(client: &Program) -> usize {
     let lines = client.lines();
     let registered = lines.iter().filter(|line| line.contains("lane registered"));
     registered.count()

@@ -60,6 +60,37 @@ fn a_certificate_that_has_expired_is_not_let_in_by_a_ticket() {
 }
 
 #[test]
+fn a_ticket_with_which_a_handshake_fails_is_offered_once() {
+    if subject::only_wire("resumption with a server of another CA") {
+        return;
+    }
+    let service = TcpService::echo();
+    let site = Site::new();
+    let strangers = certs::strangers();
+    let identity = Identity {
+        cert_pem: strangers.server_cert_pem.clone(),
+        key_pem: strangers.server_key_pem.clone(),
+    };
+    identity.write(site.path(), "strange");
+    let mut setup = ServerSetup::default();
+    let mut server = Server::start(&site, &setup);
+    let client = ClientSetup {
+        client: vec!["lanes = 1", "state_dir = \"state\""],
+        ..ClientSetup::default()
+    };
+    let client = start_client(&site, &client, server.quic(), service.address);
+    wait_for_tickets_on_disk(&site);
+    server.program.kill();
+    setup.identity = "strange";
+    let mut again = Server::launch(&site, &setup, &server.listeners).start();
+    again.wait_until_ready().expect("it starts again");
+    let fails = |line: &str| line.contains("cannot connect") && line.contains("certificate");
+    client.wait_for_lines("some attempts", 3, fails);
+    // It has the ticket of another server, and its certificate is not good.
+    assert_eq!(stop(&mut again)("tickets_refused"), 1);
+}
+
+#[test]
 fn a_client_of_a_ca_that_is_not_trusted_any_more_is_not_let_in_by_a_ticket() {
     if subject::only_wire("resumption under another CA") {
         return;

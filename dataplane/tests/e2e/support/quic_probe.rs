@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use boring::hash::hmac_sha512;
 use boring::ssl::SslRef;
+use qmux_proto::LaneError;
 use qmux_proto::control::{
-    AuthChallenge, AuthProof, Capabilities, Decoder, Message, Register, RegisterOutcome,
+    AuthChallenge, AuthProof, Capabilities, Decoder, GoAway, Message, Register, RegisterOutcome,
     ServiceAnswer, ServiceOffer,
 };
 use quiche::{Config, CongestionControlAlgorithm, Connection, PROTOCOL_VERSION, RecvInfo};
@@ -130,6 +131,35 @@ impl Probe {
             Message::ServiceAnswers(answers) => Some(Ok(answers.answers)),
             _ => None,
         })
+    }
+
+    /// Waits until the server tells the lane to go.
+    pub(crate) fn told_to_go(&mut self) -> GoAway {
+        self.hear(|message| match message {
+            Message::GoAway(away) => Some(away),
+            _ => None,
+        })
+    }
+
+    /// Waits until the server closes the lane; returns its reason.
+    pub(crate) fn closed(&mut self) -> LaneError {
+        self.until("the server closes the lane", |connection| {
+            let error = connection.peer_error()?;
+            assert!(error.is_app, "{error:?}");
+            Some(LaneError::from_code(error.error_code))
+        })
+    }
+
+    /// Whether the server answers on the lane.
+    pub(crate) fn is_open(&mut self) -> bool {
+        let before = self.connection.stats().recv;
+        let asked = self.connection.send_ack_eliciting();
+        asked.expect("an open connection");
+        self.until("an answer or the end", |connection| {
+            let answered = connection.stats().recv > before;
+            (answered || connection.peer_error().is_some()).then_some(())
+        });
+        self.connection.peer_error().is_none()
     }
 
     /// Registers the lane at a server with tokens; returns the server's challenge.
