@@ -29,6 +29,12 @@ pub(super) const SHARE_BYTES: usize = 64 << 10;
 /// writes little at a time costs several times as much per byte.
 const WAKE_AT_BYTES: usize = 32 << 10;
 
+/// Bytes of several flows that may wait while pacing holds the next packet back. They are sent a
+/// packet of each flow at a time, and each of those costs the peer a write.
+const PACED_BYTES_MAX: usize = 64 << 10;
+
+const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES);
+
 /// When others have taken this many bytes since a flow got its last share, besides a share for each
 /// that waits, it has a new one without waiting. The number exceeds a whole round, or those whose
 /// turn it is would never end it.
@@ -227,6 +233,16 @@ impl RoomQueue {
 }
 
 impl Lane {
+    /// How much flows may write, if the window has so much free and this many flows want to write.
+    pub(super) fn room_for(&self, window: usize, flows: usize) -> usize {
+        let room = self.unsent.room(window, flows);
+        if flows > 1 && self.release_at.get().is_some() {
+            room.min(PACED_BYTES_MAX.saturating_sub(self.unsent.waiting()))
+        } else {
+            room
+        }
+    }
+
     /// Wakes flows that wait for room before a flush, because something has come.
     pub(super) fn wake_room_waiters(&self) {
         if self.room.len() > 1 && !self.unsent.is_known() {
@@ -256,7 +272,7 @@ impl Lane {
             let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
             let window = window_of(&mut conn.borrow_mut());
             let flows = self.room.len();
-            let room = self.unsent.room(window, flows);
+            let room = self.room_for(window, flows);
             if room < WAKE_AT_BYTES && flows > 1 && self.unsent.waiting() > 0 {
                 return; // The next flush asks again.
             }

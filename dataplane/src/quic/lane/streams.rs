@@ -74,7 +74,7 @@ impl Lane {
             return StreamRoom::Blocked;
         }
         let flows = 1 + self.room.len();
-        let room = self.unsent.room(window_of(&mut conn), flows);
+        let room = self.room_for(window_of(&mut conn), flows);
         let may = room.min(self.room.allowance(waiters)).min(spare);
         if may == 0 {
             self.room.wait(waiters);
