@@ -61,7 +61,7 @@ pub(crate) fn measure_tcp(
     common: &Common,
 ) -> Result<Outcome> {
     let service = session.service()?;
-    let bulk = Bulk::start(session.visit, way, connections)?;
+    let bulk = Bulk::start_all(session.visit, way, connections, service)?;
     thread::sleep(common.warm_up());
     let measure = || bulk.beside(service, || thread::sleep(common.measure()));
     let (((), bytes, seconds), usage) = session.metered(measure);

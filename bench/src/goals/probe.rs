@@ -78,7 +78,7 @@ pub(crate) const PROBES: &[Probe] = probes! {
         reference,loss-percent=3 --profile policer --cases to service \
         --warm-up 3 --seconds 4 --repeats 1";
     "lane" [6] [QUINN_TUNED, RATHOLE, BEFORE, OURS] "link"
-        "--profile reference,loss-percent=0 --connections 1,100,1000,5000 --cases to service \
+        "--profile reference,loss-percent=0 --connections 1,100,1000,5000 --cases to visitor \
         --warm-up 3 --seconds 3 --repeats 1";
     "scale" [7] [BEFORE, OURS] "scale"
         "--core-counts 1,2,4,8 --warm-up 0.5 --seconds 2 --repeats 3";

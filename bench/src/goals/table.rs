@@ -200,14 +200,14 @@ pub(super) const ROWS: &[Row] = rows! {
             Median(SHARE), LINK_SHARE;
     }
     6 "lane" [
-        "reference,loss-percent=0: to service",
-        "reference,loss-percent=0: to service ×100",
-        "reference,loss-percent=0: to service ×1000",
-        "reference,loss-percent=0: to service ×5000",
+        "reference,loss-percent=0: to visitor",
+        "reference,loss-percent=0: to visitor ×100",
+        "reference,loss-percent=0: to visitor ×1000",
+        "reference,loss-percent=0: to visitor ×5000",
     ] {
-        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 flows on one lane: % of the link",
+        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 downloads on one lane: % of the link",
             Each(SHARE), Within(AtLeast(85.0), "{}");
-        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 flows on one lane: CPU s/GB",
+        "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 downloads on one lane: CPU s/GB",
             Each(CPU), GrownAnywhere(AtMost(1.2), 2, "{} × one flow");
     }
     7 "scale" ["1 core(s)", "2 core(s)", "4 core(s)", "8 core(s)"] {

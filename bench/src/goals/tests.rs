@@ -111,18 +111,18 @@ reference: to service | quinn-dp-bbr | link_share_percent=100,100,100
 reference: to service | qmux-dp | link_share_percent=110,80,80 => MISSED: 0.80 ×
 # of many flows the worst number counts, and each is needed
 @ lane: on one lane: % of
-reference,loss-percent=0: to service | qmux-dp | link_share_percent=95
-reference,loss-percent=0: to service ×100 | qmux-dp | link_share_percent=84
-reference,loss-percent=0: to service ×1000 | qmux-dp | link_share_percent=95
-reference,loss-percent=0: to service ×5000 | qmux-dp | link_share_percent=95 => MISSED
+reference,loss-percent=0: to visitor | qmux-dp | link_share_percent=95
+reference,loss-percent=0: to visitor ×100 | qmux-dp | link_share_percent=84
+reference,loss-percent=0: to visitor ×1000 | qmux-dp | link_share_percent=95
+reference,loss-percent=0: to visitor ×5000 | qmux-dp | link_share_percent=95 => MISSED
 @ lane: on one lane: CPU
-reference,loss-percent=0: to service | qmux-dp | cpu_seconds_per_gb=10
-reference,loss-percent=0: to service ×100 | qmux-dp | cpu_seconds_per_gb=13
-reference,loss-percent=0: to service ×1000 | qmux-dp | cpu_seconds_per_gb=9
-reference,loss-percent=0: to service ×5000 | qmux-dp | cpu_seconds_per_gb=8 => MISSED: 1.30 ×
-reference,loss-percent=0: to service | qmux-dp | cpu_seconds_per_gb=10
-reference,loss-percent=0: to service ×100 | qmux-dp | cpu_seconds_per_gb=12
-reference,loss-percent=0: to service ×5000 | qmux-dp | cpu_seconds_per_gb=8 => not measured
+reference,loss-percent=0: to visitor | qmux-dp | cpu_seconds_per_gb=10
+reference,loss-percent=0: to visitor ×100 | qmux-dp | cpu_seconds_per_gb=13
+reference,loss-percent=0: to visitor ×1000 | qmux-dp | cpu_seconds_per_gb=9
+reference,loss-percent=0: to visitor ×5000 | qmux-dp | cpu_seconds_per_gb=8 => MISSED: 1.30 ×
+reference,loss-percent=0: to visitor | qmux-dp | cpu_seconds_per_gb=10
+reference,loss-percent=0: to visitor ×100 | qmux-dp | cpu_seconds_per_gb=12
+reference,loss-percent=0: to visitor ×5000 | qmux-dp | cpu_seconds_per_gb=8 => not measured
 @ link: policer
 policer: to service | rathole | link_share_percent=50
 policer: to service | qmux-dp | link_share_percent=70 => reached: 1.40 ×

@@ -5,12 +5,18 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::service::Service;
 use super::wire::{self, Command};
+
+/// How long it may take until all connections have begun.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The distance of two looks at how many have.
+const BEGIN_LOOK: Duration = Duration::from_millis(10);
 
 /// The direction of a bulk transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,31 @@ pub(crate) struct Bulk {
 }
 
 impl Bulk {
+    /// Starts the transfer, and waits until the service has heard of each connection: what it costs
+    /// to begin thousands of them is not a cost of bulk.
+    pub(crate) fn start_all(
+        visit: SocketAddr,
+        way: Way,
+        connections: usize,
+        service: &Service,
+    ) -> Result<Self> {
+        let before = service.bulk_begun();
+        let bulk = Self::start(visit, way, connections)?;
+        let deadline = Instant::now() + BEGIN_PATIENCE;
+        loop {
+            let begun = service.bulk_begun() - before;
+            if begun >= connections {
+                return Ok(bulk);
+            }
+            bulk.check()?;
+            ensure!(
+                Instant::now() < deadline,
+                "after {BEGIN_PATIENCE:?}, {begun} of {connections} connections had begun"
+            );
+            thread::sleep(BEGIN_LOOK);
+        }
+    }
+
     /// Starts the transfer. Bytes flow at once.
     pub(crate) fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self> {
         let mut bulk = Self {

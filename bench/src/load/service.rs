@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, anyhow};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream as Blocking};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
@@ -30,6 +30,8 @@ pub(crate) const GREETING: u8 = b'!';
 #[derive(Debug, Default)]
 struct Shared {
     discarded_bytes: AtomicU64,
+    /// Connections of bulk whose command has arrived.
+    bulk_begun: AtomicUsize,
     greets: AtomicBool,
     /// For threads that move bulk: they go wherever there is room.
     all_cpus: Vec<usize>,
@@ -101,6 +103,11 @@ impl Service {
         self.shared.discarded_bytes.load(Ordering::Relaxed)
     }
 
+    /// Connections of bulk that have begun so far.
+    pub(crate) fn bulk_begun(&self) -> usize {
+        self.shared.bulk_begun.load(Ordering::Relaxed)
+    }
+
     /// Whether it writes [`GREETING`] to each new connection without being asked.
     pub(crate) fn set_greets(&self, greets: bool) {
         self.shared.greets.store(greets, Ordering::Relaxed);
@@ -146,6 +153,9 @@ async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             thread::spawn(move || {
                 if command != Command::PingPong {
                     cpus::keep_to(&shared.all_cpus);
+                }
+                if matches!(command, Command::Discard | Command::Source) {
+                    shared.bulk_begun.fetch_add(1, Ordering::Relaxed);
                 }
                 match command {
                     Command::Discard => wire::read_bulk(stream, &shared.discarded_bytes),
