@@ -6,9 +6,9 @@
 //! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at
 //!   that moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream
 //!   counts as readable or writable already, the passing of time. So one task of the core
-//!   ([`sweep`]) has every flow look around once a second, and idle flows, which nearly everything
-//!   wakes, less often. This costs less than a timer in each flow, and no wait has to name
-//!   everything that can end it.
+//!   ([`sweep`]) has every flow look around once a second, where there are thousands every four
+//!   seconds, and idle flows, which nearly everything wakes, less often. This costs less than a
+//!   timer in each flow, and no wait has to name everything that can end it.
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
 //!   one that has stalled longest first. It is ended when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
@@ -35,7 +35,7 @@ use crate::core::counters::CoreCounters;
 use crate::core::event::yield_now;
 use crate::core::memory::Stalling;
 
-/// Pause between two looks of a flow that is not idle.
+/// The distance of two rounds.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An idle flow looks only in every round with this distance. 10,000 idle flows are 625 looks a
@@ -358,7 +358,7 @@ impl TcpFlows {
                 entry.state.wake();
                 self.counters.tcp_flows_idle.increment();
             }
-            let rounds = entry.state.rounds(table.entries.len()).max(1);
+            let rounds = entry.state.rounds(table.entries.len());
             if key % rounds == round % rounds {
                 entry.state.look(step);
             }

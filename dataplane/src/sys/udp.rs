@@ -18,8 +18,9 @@ const GRO_BUFFER_BYTES: usize = 1 << 16;
 const QUIC_BATCHES: usize = 4;
 
 /// Packets that one receive call may bring to a QUIC socket while they come unmerged: from a network
-/// device that does no GRO, or from many peers.
-const QUIC_SINGLES: usize = quinn_udp::BATCH_SIZE;
+/// device that does no GRO, or from many peers. Where they are merged from one call to the next, it
+/// brings as many buffers of 64 KB once, and no more than four again after it.
+const QUIC_SINGLES: usize = 20;
 
 /// The most bytes per packet, on average, of a call after which the next one may bring that many.
 const SINGLE_BYTES_MAX: usize = 4 << 10;
@@ -88,7 +89,8 @@ pub(crate) struct Received<'a> {
 }
 
 impl ReceiveBatch {
-    /// Allocates the buffers for sockets of this purpose: 1 or 2 MB, most of which is never touched.
+    /// Allocates the buffers for sockets of this purpose: some 1 MB, most of
+    /// which is rarely touched.
     pub(crate) fn new(purpose: Purpose) -> ReceiveBatch {
         let (batches, most) = match purpose {
             Purpose::Quic => (QUIC_BATCHES, QUIC_SINGLES),

@@ -1,16 +1,21 @@
 //! Bulk over links that are slow, over a short and a long path.
 
 use std::io::Write as _;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use crate::support::http;
 use crate::support::ports;
+use crate::support::program::Program;
 use crate::support::random::Random;
-use crate::support::service::TcpService;
+use crate::support::service::{TcpService, echo_both};
 use crate::support::slow_path::SlowPath;
 use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_client};
+use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
@@ -28,9 +33,9 @@ const SPACING: Duration = Duration::from_micros(112);
 struct Download {
     stream: TcpStream,
     random: Random,
-    admin: std::net::SocketAddr,
+    admin: SocketAddr,
     server: Server,
-    _client: crate::support::program::Program,
+    _client: Program,
     _path: SlowPath,
     _service: TcpService,
     _site: Site,
@@ -104,4 +109,46 @@ fn packets_of_bulk_do_not_wait_on_a_short_path() {
     let mut download = Download::start(Duration::ZERO);
     let pauses = (0..64).map(|_| download.read_on()).last();
     assert_eq!(pauses, Some(0));
+}
+
+#[test]
+fn flows_beside_datagrams_that_fill_the_link_go_on() {
+    if subject::only_wire("flows_beside_datagrams") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    let site = Site::new();
+    let setup = ServerSetup {
+        quic: vec!["congestion_control = \"cubic\"", "max_udp_payload = 1400"],
+        ..ServerSetup::default()
+    };
+    let server = Server::start(&site, &setup);
+    let path = SlowPath::with_spacing(server.quic(), Duration::from_millis(5), SPACING);
+    let setup = ClientSetup {
+        client: vec!["lanes = 1"],
+        ..ClientSetup::default()
+    };
+    let _client = start_client(&site, &setup, path.address, tcp.address);
+    let address = server.traffic();
+    visitor::echo(address, b"the tunnel is up");
+    let over = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&over);
+    let flood = thread::spawn(move || {
+        let mut visitor = UdpVisitor::new(address);
+        while !ends.load(Ordering::Relaxed) {
+            // Three times what the link carries.
+            (0..32).for_each(|_| visitor.send(&[7; 1_000]));
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let flows: Vec<_> = (0..4)
+        .map(|seed| {
+            thread::spawn(move || visitor::echo(address, &Random::new(seed).bytes(PIECE_BYTES)))
+        })
+        .collect();
+    for flow in flows {
+        flow.join().expect("everything came back");
+    }
+    over.store(true, Ordering::Relaxed);
+    flood.join().expect("the flood");
 }

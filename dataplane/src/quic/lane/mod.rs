@@ -358,7 +358,8 @@ impl Lane {
             .map_or(Duration::ZERO, |path| path.rtt)
     }
 
-    /// The shortest round trip time of the path in use so far; zero before the first.
+    /// The shortest round trip time of the last minutes; zero before the first. It may be that of a
+    /// path that the lane has left.
     pub(in crate::quic) fn rtt_min(&self) -> Duration {
         self.conn
             .borrow()

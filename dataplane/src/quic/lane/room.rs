@@ -14,26 +14,18 @@
 //!
 //! No wake-up is lost: a flow leaves the queue only by being woken, by leaving the lane, or because
 //! quiche has been told to report its stream (its own window is full). A flow that is woken and has
-//! nothing to write leaves the room to the next ones, for which the lane is flushed again.
+//! nothing to write leaves the room to the next ones, for which the lane is flushed again. For how
+//! much room flows are woken, and when: [`unsent`](super::unsent).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::unsent::Limits;
 use super::{CONTROL_STREAM, Connection, Lane, QUEUE_BYTES_MAX, StreamWaiters};
 
 /// Bytes that a flow may take before it is the turn of others that wait.
 pub(super) const SHARE_BYTES: usize = 64 << 10;
-
-/// No flow is woken for less room than this while there are bytes to be sent: a flow that reads and
-/// writes little at a time costs several times as much per byte.
-const WAKE_AT_BYTES: usize = 32 << 10;
-
-/// Bytes of several flows that may wait while pacing holds the next packet back. They are sent a
-/// packet of each flow at a time, and each of those costs the peer a write.
-const PACED_BYTES_MAX: usize = 64 << 10;
-
-const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES);
 
 /// When others have taken this many bytes since a flow got its last share, besides a share for each
 /// that waits, it has a new one without waiting. The number exceeds a whole round, or those whose
@@ -44,7 +36,6 @@ const FRESH_AFTER_BYTES: usize = 4 * QUEUE_BYTES_MAX;
 pub(super) const JUMPED_BYTES_MAX: usize = QUEUE_BYTES_MAX;
 
 const _: () = assert!(SHARE_BYTES <= QUEUE_BYTES_MAX);
-const _: () = assert!(WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 
 /// What a stream may take at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,52 +224,42 @@ impl RoomQueue {
 }
 
 impl Lane {
-    /// How much flows may write, if the window has so much free and this many flows want to write.
-    pub(super) fn room_for(&self, window: usize, flows: usize) -> usize {
-        let room = self.unsent.room(window, flows);
-        if flows > 1 && self.release_at.get().is_some() {
-            room.min(PACED_BYTES_MAX.saturating_sub(self.unsent.waiting()))
-        } else {
-            room
+    /// What limits the lane now.
+    pub(super) fn limits(&self, conn: &mut Connection) -> Limits {
+        Limits {
+            capacity: window_of(conn),
+            datagrams_wait: conn.dgram_send_queue_len() > 0,
+            is_paced: self.release_at.get().is_some(),
         }
     }
 
-    /// Wakes flows that wait for room before a flush, because something has come.
+    /// Wakes flows that wait for room, because something has come.
     pub(super) fn wake_room_waiters(&self) {
-        if self.room.len() > 1 && !self.unsent.is_known() {
-            self.mark_dirty();
-            return; // The flush finds out, and asks again.
-        }
-        self.wake_room_waiters_for(1);
-    }
-
-    /// Wakes flows that wait for room after a flush. If that has filled the congestion window, they
-    /// are not woken for a little: the next acknowledgement brings more, which each of them then
-    /// reads with one call instead of two.
-    pub(in crate::quic) fn wake_room_waiters_after_flush(&self) {
-        self.wake_room_waiters_for(match self.unsent.has_filled_window() {
-            true => WAKE_AT_BYTES,
-            false => 1,
-        });
-    }
-
-    /// Wakes flows that wait for room, as many as there is room for, if it is so much at least.
-    fn wake_room_waiters_for(&self, min: usize) {
-        if self.room.len() == 0 {
+        let flows = self.room.len();
+        if flows == 0 {
             return;
         }
+        let limits = self.limits(&mut self.conn.borrow_mut());
+        match self.unsent.before_flush(limits, flows) {
+            Some(room) => self.wake_for(room),
+            None => self.mark_dirty(), // The flush asks again.
+        }
+    }
+
+    /// Wakes flows that wait for room after a flush.
+    pub(in crate::quic) fn wake_room_waiters_after_flush(&self) {
+        let flows = self.room.len();
+        if flows > 0 {
+            let limits = self.limits(&mut self.conn.borrow_mut());
+            self.wake_for(self.unsent.after_flush(limits, flows));
+        }
+    }
+
+    /// Wakes flows that wait for room, as many as `room` bytes are enough for.
+    fn wake_for(&self, room: usize) {
         let woken = {
             let conn = RefCell::new(self.conn.borrow_mut());
             let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
-            let window = window_of(&mut conn.borrow_mut());
-            let flows = self.room.len();
-            let room = self.room_for(window, flows);
-            if room < WAKE_AT_BYTES && flows > 1 && self.unsent.waiting() > 0 {
-                return; // The next flush asks again.
-            }
-            if room < min {
-                return; // The next acknowledgement asks again.
-            }
             self.room.wake(room, capacity)
         };
         if woken == 0 {

@@ -7,7 +7,7 @@ use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
 use super::datagrams::Tally;
-use super::room::{RoomQueue, window_of};
+use super::room::RoomQueue;
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
     DATAGRAM_QUEUE_BYTES_MAX_FULL, DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters,
@@ -74,7 +74,7 @@ impl Lane {
             return StreamRoom::Blocked;
         }
         let flows = 1 + self.room.len();
-        let room = self.room_for(window_of(&mut conn), flows);
+        let room = self.unsent.room(self.limits(&mut conn), flows);
         let may = room.min(self.room.allowance(waiters)).min(spare);
         if may == 0 {
             self.room.wait(waiters);
@@ -255,11 +255,15 @@ impl Lane {
 
     fn shutdown(&self, stream: u64, direction: quiche::Shutdown, error: FlowError) {
         if self.is_open() {
+            let is_ours = direction == quiche::Shutdown::Write;
             // `Done` means that the direction is over already.
-            let _over = self
+            let done = self
                 .conn
                 .borrow_mut()
                 .stream_shutdown(stream, direction, error.code());
+            if done.is_ok() && is_ours {
+                self.unsent.window_counted();
+            }
             self.mark_dirty();
         }
     }

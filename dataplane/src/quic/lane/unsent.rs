@@ -6,6 +6,15 @@
 //! would wait, of ever more streams, and be sent one packet of each stream at a time; and what
 //! waits would be sent at the next acknowledgement by itself, before the flows that it wakes have
 //! written more. So what waited when quiche last counted is subtracted from what it would take.
+//!
+//! Flows that wait for room are woken at three moments ([`Unsent::before_flush`],
+//! [`Unsent::after_flush`]):
+//!
+//! - When something has come, if what waits in quiche is known: their bytes go out with the flush
+//!   that follows.
+//! - After that flush, if it has come first because what waits was not known, or has left room.
+//! - After a flush that has filled the window only where much room is left: the next
+//!   acknowledgement brings more, and each flow then reads with one call instead of two.
 
 use std::cell::Cell;
 
@@ -16,6 +25,16 @@ use super::{PACKET_OVERHEAD_MIN, QUEUE_BYTES_MAX};
 /// take turns, each with a write at the peer.
 const BEHIND_WINDOW_BYTES_MAX: usize = 64 << 10;
 
+/// No flow is woken for less room than this while there are bytes to be sent: a flow that reads and
+/// writes little at a time costs several times as much per byte.
+pub(super) const WAKE_AT_BYTES: usize = 32 << 10;
+
+/// Bytes of several flows that may wait while pacing holds the next packet back. They are sent a
+/// packet of each flow at a time, and each of those costs the peer a write.
+const PACED_BYTES_MAX: usize = 64 << 10;
+
+const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES && WAKE_AT_BYTES < QUEUE_BYTES_MAX);
+
 /// Payloads of packets that are as large as one header, or less.
 const PAYLOADS_PER_HEADER: usize = 32;
 
@@ -24,9 +43,21 @@ const PAYLOADS_PER_HEADER: usize = 32;
 /// writes with the work around them.
 const WRITES_PER_FLUSH: u32 = 16;
 
-/// How often flows are woken before a flush, because an acknowledgement has come, until a flush that
-/// comes first shows again what waits. The estimate misses what is repeated after a loss.
+/// How often the estimate of what waits is relied on until a flush that comes first shows it again.
+/// It misses what is repeated after a loss.
 const KNOWN_FOR: u32 = 16;
+
+/// What limits a lane at the moment, as far as quiche tells.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// What quiche would take of streams.
+    pub(super) capacity: usize,
+    /// Whether datagrams wait. quiche sends them and streams in turn, so streams get nothing of a
+    /// window that is always full unless something of theirs waits as well.
+    pub(super) datagrams_wait: bool,
+    /// Whether pacing holds the next packet back.
+    pub(super) is_paced: bool,
+}
 
 /// The unsent bytes of one lane, and how often it was written to. What waits is an estimate,
 /// because quiche does not tell.
@@ -43,25 +74,15 @@ pub(in crate::quic) struct Unsent {
     sent: Cell<usize>,
     /// Writes since the last flush that were to be flushed.
     writes: Cell<u32>,
-    /// How often flows may still be woken before a flush has shown again that nothing waits.
+    /// How often the estimate may still be relied on.
     known_for: Cell<u32>,
 }
 
 impl Unsent {
-    /// Bytes that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.get()
-    }
-
     /// Whether something may wait for the congestion window: the peer's next acknowledgement may
     /// let it be sent.
     pub(super) fn waits_for_window(&self) -> bool {
         self.waiting.get() > 0 || self.stopped_by_window.get()
-    }
-
-    /// Whether the last flush ended because the congestion window was full.
-    pub(super) fn has_filled_window(&self) -> bool {
-        self.stopped_by_window.get()
     }
 
     /// Counts bytes that flows have written.
@@ -92,7 +113,8 @@ impl Unsent {
         self.sent.set(self.sent.get() + bytes);
     }
 
-    /// Notes that a packet came, after which quiche has counted anew what the window has free.
+    /// Notes that a packet came, or a stream was reset, after which quiche has counted anew what the
+    /// window has free.
     pub(in crate::quic) fn window_counted(&self) {
         self.written.set(0);
         self.sent.set(0);
@@ -113,169 +135,61 @@ impl Unsent {
         }
     }
 
-    /// Whether what waits is known well enough to wake several flows before a flush.
-    pub(super) fn is_known(&self) -> bool {
-        let left = self.known_for.get();
-        self.known_for.set(left.saturating_sub(1));
-        left > 0
+    /// For how many bytes flows are woken, of `flows` that wait, because something has come. `None`
+    /// if a flush must come first.
+    pub(super) fn before_flush(&self, limits: Limits, flows: usize) -> Option<usize> {
+        if flows > 1 && !limits.datagrams_wait {
+            let left = self.known_for.get().checked_sub(1)?;
+            self.known_for.set(left);
+        }
+        Some(self.enough(limits, flows, 1))
+    }
+
+    /// For how many bytes flows are woken, of `flows` that wait, behind a flush.
+    pub(super) fn after_flush(&self, limits: Limits, flows: usize) -> usize {
+        let is_full = self.stopped_by_window.get() && !limits.datagrams_wait;
+        self.enough(limits, flows, if is_full { WAKE_AT_BYTES } else { 1 })
+    }
+
+    /// The room, if it is enough for several flows, and at least `min`.
+    fn enough(&self, limits: Limits, flows: usize, min: usize) -> usize {
+        let room = self.room(limits, flows).min(limits.capacity);
+        let min = if flows > 1 && self.waiting.get() > 0 {
+            WAKE_AT_BYTES
+        } else {
+            min
+        };
+        if room < min { 0 } else { room }
+    }
+
+    /// How much flows may write, if this many want to.
+    pub(super) fn room(&self, limits: Limits, flows: usize) -> usize {
+        let (waiting, capacity) = (self.waiting.get(), limits.capacity);
+        let queue = if flows > 1 && limits.is_paced {
+            PACED_BYTES_MAX
+        } else {
+            QUEUE_BYTES_MAX
+        };
+        let window = if limits.datagrams_wait {
+            // What was sent was theirs, too, and says nothing.
+            (capacity + BEHIND_WINDOW_BYTES_MAX / flows.max(1)).saturating_sub(waiting)
+        } else if flows > 1 {
+            // Packets have headers besides, and the last one may not fit; the rest would wait.
+            let all = capacity.saturating_add(self.written.get());
+            let last = self.packet.get().min(all / 4);
+            capacity.saturating_sub(all / PAYLOADS_PER_HEADER + last + self.waited())
+        } else {
+            (capacity + BEHIND_WINDOW_BYTES_MAX).saturating_sub(self.waited())
+        };
+        window.min(queue.saturating_sub(waiting))
     }
 
     /// Bytes that waited when quiche last counted what the window has free.
     fn waited(&self) -> usize {
         (self.waiting.get() + self.sent.get()).saturating_sub(self.written.get())
     }
-
-    /// How much flows may write, if quiche would take `capacity` and this many flows want to write.
-    pub(super) fn room(&self, capacity: usize, flows: usize) -> usize {
-        let queue = QUEUE_BYTES_MAX.saturating_sub(self.waiting.get());
-        let window = if flows > 1 {
-            // Packets have headers besides, and the last one may not fit; the rest would wait.
-            let all = capacity.saturating_add(self.written.get());
-            capacity.saturating_sub(all / PAYLOADS_PER_HEADER + self.packet.get())
-        } else {
-            capacity.saturating_add(BEHIND_WINDOW_BYTES_MAX)
-        };
-        queue.min(window.saturating_sub(self.waited()))
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PACKET: usize = 1_350;
-
-    #[test]
-    fn what_waits_behind_a_full_window_leaves_the_less_room_in_it() {
-        let unsent = Unsent::default();
-        unsent.wrote(20_000);
-        unsent.window_counted();
-        unsent.packet_sent(PACKET);
-        unsent.packet_sent(PACKET);
-        unsent.stopped(Some(3_000), PACKET);
-        let behind = unsent.waiting();
-        assert!(behind > 20_000 - 2 * PACKET);
-        unsent.window_counted();
-        assert_eq!(unsent.room(0, 1), BEHIND_WINDOW_BYTES_MAX - behind);
-        assert_eq!(unsent.room(500, 1), BEHIND_WINDOW_BYTES_MAX + 500 - behind);
-        assert_eq!(
-            unsent.room(behind, 1_000_000),
-            0,
-            "many flows leave nothing there"
-        );
-    }
-
-    #[test]
-    fn nothing_waits_where_the_window_had_more_to_give() {
-        let unsent = Unsent::default();
-        unsent.wrote(20_000);
-        unsent.packet_sent(PACKET);
-        unsent.stopped(Some(50_000), PACKET);
-        assert_eq!(unsent.waiting(), 0);
-        assert_eq!(unsent.room(usize::MAX, 1), QUEUE_BYTES_MAX);
-    }
-
-    #[test]
-    fn without_a_window_the_queue_alone_bounds_what_waits() {
-        let unsent = Unsent::default();
-        unsent.wrote(QUEUE_BYTES_MAX - 10);
-        assert_eq!(unsent.room(1 << 30, 1), 10);
-        unsent.stopped(None, PACKET);
-        assert_eq!(unsent.waiting(), 0);
-    }
-
-    /// quiche with a congestion window, as far as this module sees it.
-    struct Path {
-        window: usize,
-        in_flight: usize,
-        queued: usize,
-        capacity: usize,
-    }
-
-    const HEADERS: usize = 40;
-
-    impl Path {
-        fn acknowledged(&mut self, unsent: &Unsent, bytes: usize) {
-            self.in_flight -= bytes.min(self.in_flight);
-            self.capacity = self.window - self.in_flight;
-            unsent.window_counted();
-        }
-
-        fn write(&mut self, unsent: &Unsent, bytes: usize) {
-            let taken = bytes.min(self.capacity);
-            self.capacity -= taken;
-            self.queued += taken;
-            unsent.wrote(taken);
-        }
-
-        /// Sends what the window lets through. Returns the bytes of packets.
-        fn flush(&mut self, unsent: &Unsent) -> usize {
-            let mut sent = 0;
-            while self.queued > 0 && self.in_flight + PACKET <= self.window {
-                let payload = self.queued.min(PACKET - HEADERS);
-                self.queued -= payload;
-                self.in_flight += payload + HEADERS;
-                sent += payload + HEADERS;
-                unsent.packet_sent(payload + HEADERS);
-            }
-            unsent.stopped(Some(self.capacity), PACKET);
-            sent
-        }
-    }
-
-    /// A lane of many flows that always have something to write. Each acknowledgement frees
-    /// `freed`; of what is sent, one packet in `repeats` is one that was lost. Returns the share of
-    /// what was freed that was used, the number of flushes, and the most that waited behind one.
-    fn many_flows(freed: usize, repeats: Option<usize>) -> (f64, usize, usize) {
-        const ROUNDS: usize = 1_000;
-        let unsent = Unsent::default();
-        let mut path = Path {
-            window: 1_000_000,
-            in_flight: 1_000_000,
-            queued: 0,
-            capacity: 0,
-        };
-        let (mut used, mut flushes, mut waited, mut packets) = (0, 0, 0, 0);
-        let mut flush = |path: &mut Path| {
-            flushes += 1;
-            let sent = path.flush(&unsent);
-            used += sent;
-            packets += sent / PACKET;
-            if let Some(every) = repeats.filter(|every| packets >= *every) {
-                packets -= every;
-                path.queued += PACKET - HEADERS;
-            }
-        };
-        for round in 0..ROUNDS {
-            path.acknowledged(&unsent, freed);
-            if !unsent.is_known() || unsent.waiting() > 0 {
-                flush(&mut path);
-            }
-            let room = unsent.room(path.capacity, 100);
-            path.write(&unsent, room);
-            flush(&mut path);
-            if round > 2 * KNOWN_FOR as usize {
-                waited = waited.max(path.queued);
-            }
-        }
-        (used as f64 / (ROUNDS * freed) as f64, flushes, waited)
-    }
-
-    #[test]
-    fn flows_of_a_full_lane_write_what_the_window_lets_through_and_no_more() {
-        for freed in [2 * PACKET, 17 * PACKET + 300, 100 * PACKET] {
-            let (used, flushes, waited) = many_flows(freed, None);
-            assert!(used > 0.97, "{freed}: {used}");
-            assert!(waited <= PACKET, "{freed}: {waited} bytes");
-            assert!(flushes < 1_200, "{freed}: {flushes} flushes");
-        }
-    }
-
-    #[test]
-    fn what_is_repeated_after_losses_does_not_pile_up_unseen() {
-        let (used, flushes, waited) = many_flows(17 * PACKET + 300, Some(100));
-        assert!(used > 0.97, "{used}");
-        assert!(waited <= 6 * PACKET, "{waited} bytes");
-        assert!(flushes < 1_200, "{flushes} flushes");
-    }
-}
+#[path = "unsent_tests.rs"]
+mod tests;

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// The largest UDP payload.
 const PACKET_BYTES_MAX: usize = 65_535;
 
+/// Packets that a relay keeps besides those that are under way.
+const QUEUE_PACKETS_MAX: u32 = 128;
+
 /// How often a relay that has nothing to do checks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -25,7 +28,7 @@ impl SlowPath {
     }
 
     /// A path to `server`, with this delay each way, that lets packets out at this distance or
-    /// more.
+    /// more. Of those that wait for that it keeps [`QUEUE_PACKETS_MAX`].
     pub(crate) fn with_spacing(server: SocketAddr, delay: Duration, spacing: Duration) -> Self {
         let near = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
         let far = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
@@ -83,21 +86,23 @@ fn relay(
     let (packets, held) = mpsc::channel::<(Instant, Vec<u8>)>();
     thread::spawn(move || {
         let mut buffer = vec![0; PACKET_BYTES_MAX];
+        let mut next = Instant::now();
         while alive.strong_count() > 0 {
-            if let Some(length) = receive(&mut buffer)
-                && packets
-                    .send((Instant::now() + delay, buffer[..length].to_vec()))
-                    .is_err()
-            {
+            let Some(length) = receive(&mut buffer) else {
+                continue;
+            };
+            let due = (Instant::now() + delay).max(next);
+            if due > Instant::now() + delay + QUEUE_PACKETS_MAX * spacing {
+                continue;
+            }
+            next = due + spacing;
+            if packets.send((due, buffer[..length].to_vec())).is_err() {
                 return;
             }
         }
     });
     thread::spawn(move || {
-        let mut next = Instant::now();
         for (due, packet) in held {
-            let due = due.max(next);
-            next = due + spacing;
             thread::sleep(due.saturating_duration_since(Instant::now()));
             send(&packet);
         }
