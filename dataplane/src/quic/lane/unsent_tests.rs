@@ -127,7 +127,7 @@ impl Path {
         let mut sent = 0;
         while self.in_flight + PACKET <= self.window {
             self.packets += 1;
-            let is_datagram = self.datagrams && self.packets % 2 == 0;
+            let is_datagram = self.datagrams && self.packets.is_multiple_of(2);
             let bytes = if is_datagram || self.datagrams && self.queued == 0 {
                 PACKET
             } else if self.queued > 0 {
@@ -140,7 +140,10 @@ impl Path {
             };
             self.in_flight += bytes;
             unsent.packet_sent(bytes);
-            if self.repeats.is_some_and(|every| self.packets % every == 0) {
+            if self
+                .repeats
+                .is_some_and(|every| self.packets.is_multiple_of(every))
+            {
                 self.queued += PACKET - HEADERS;
             }
         }
