@@ -163,7 +163,8 @@ pub(crate) enum BlockSize {
 
 impl BlockSize {
     /// The size for the next read of a flow whose last one moved `bytes` of `most`: grows when a
-    /// small block was filled, shrinks when a large one was hardly used although it could have been.
+    /// small block was filled, shrinks when a large one was hardly used although it could have
+    /// been.
     pub(crate) fn after(self, bytes: usize, most: usize) -> BlockSize {
         match self {
             BlockSize::Small if bytes >= SMALL_BLOCK_BYTES => BlockSize::Large,

@@ -17,9 +17,9 @@ const GRO_BUFFER_BYTES: usize = 1 << 16;
 /// call is followed by acknowledgements and a turn of every flow.
 const QUIC_BATCHES: usize = 4;
 
-/// Packets that one receive call may bring to a QUIC socket while they come unmerged: from a network
-/// device that does no GRO, or from many peers. Where they are merged from one call to the next, it
-/// brings as many buffers of 64 KB once, and no more than four again after it.
+/// Packets that one receive call may bring to a QUIC socket while they come unmerged: from a
+/// network device that does no GRO, or from many peers. Where they are merged from one call to the
+/// next, it brings as many buffers of 64 KB once, and no more than four again after it.
 const QUIC_SINGLES: usize = 20;
 
 /// The most bytes per packet, on average, of a call after which the next one may bring that many.

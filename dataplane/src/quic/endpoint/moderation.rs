@@ -8,8 +8,8 @@
 //!
 //! A pause delays whatever else comes to the socket meanwhile. So there are none while a lane of a
 //! shorter path is heard, and none where packets are small or few. A pause lasts as long as
-//! [`PACKETS_PER_PAUSE`] take at the present rate: where packets come so fast that a turn finds many
-//! of them anyway, it is short, and the socket's buffer need not hold more than that.
+//! [`PACKETS_PER_PAUSE`] take at the present rate: where packets come so fast that a turn finds
+//! many of them anyway, it is short, and the socket's buffer need not hold more than that.
 //!
 //! [`Moderation`] knows no clock: time comes in as an argument.
 

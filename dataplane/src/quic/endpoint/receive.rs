@@ -334,8 +334,8 @@ impl Endpoint {
         lane.ack_turn(brought, now);
     }
 
-    /// Tells the moderation of the socket that this lane was heard. Lanes of strangers do not count,
-    /// and those over TLS have other sockets.
+    /// Tells the moderation of the socket that this lane was heard. Lanes of strangers do not
+    /// count, and those over TLS have other sockets.
     fn note_path_length(&self, lane: &Lane, now: Instant) {
         if self.moderation.asks_for_paths()
             && !lane.counted_unadmitted.get()

@@ -113,8 +113,8 @@ impl Unsent {
         self.sent.set(self.sent.get() + bytes);
     }
 
-    /// Notes that a packet came, or a stream was reset, after which quiche has counted anew what the
-    /// window has free.
+    /// Notes that a packet came, or a stream was reset, after which quiche has counted anew what
+    /// the window has free.
     pub(in crate::quic) fn window_counted(&self) {
         self.written.set(0);
         self.sent.set(0);
