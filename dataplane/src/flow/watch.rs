@@ -42,8 +42,8 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// second.
 const IDLE_ROUNDS: usize = 16;
 
-/// A core with more flows than this makes the others look less often, so that their looks cost no
-/// more; those whose sockets stall look in every round, because their time is measured in looks.
+/// On a core with more flows than this each looks less often, so that about as many do in a round;
+/// those whose sockets stall look in every round, because their time is measured in looks.
 const FLOWS_PER_ROUND: usize = 1_024;
 
 /// The longest distance of two looks of a flow that is not idle, in rounds.

@@ -89,8 +89,8 @@ pub(crate) struct Received<'a> {
 }
 
 impl ReceiveBatch {
-    /// Allocates the buffers for sockets of this purpose: some 1 MB, most of
-    /// which is rarely touched.
+    /// Allocates the buffers for sockets of this purpose: some 1 MB, most of which is rarely
+    /// touched.
     pub(crate) fn new(purpose: Purpose) -> ReceiveBatch {
         let (batches, most) = match purpose {
             Purpose::Quic => (QUIC_BATCHES, QUIC_SINGLES),

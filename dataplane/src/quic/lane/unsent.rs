@@ -27,7 +27,7 @@ const BEHIND_WINDOW_BYTES_MAX: usize = 64 << 10;
 
 /// No flow is woken for less room than this while there are bytes to be sent: a flow that reads and
 /// writes little at a time costs several times as much per byte.
-pub(super) const WAKE_AT_BYTES: usize = 32 << 10;
+const WAKE_AT_BYTES: usize = 32 << 10;
 
 /// Bytes of several flows that may wait while pacing holds the next packet back. They are sent a
 /// packet of each flow at a time, and each of those costs the peer a write.
