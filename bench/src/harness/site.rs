@@ -15,12 +15,12 @@ const SERVER_NAME: &str = "server.bench.example";
 
 /// Lines for sections of dp.toml, to try settings out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Overrides(Vec<(&'static str, String)>);
+pub struct Overrides(Vec<(&'static str, String)>);
 
 impl Overrides {
     /// Adds a line for `[quic]`, `[udp]`, `[limits]`, `[client]`, or `client.servers` for the one
     /// of `[[client.servers]]`.
-    pub(crate) fn add(&mut self, section: &'static str, line: impl Into<String>) {
+    pub fn add(&mut self, section: &'static str, line: impl Into<String>) {
         self.0.push((section, line.into()));
     }
 

@@ -47,7 +47,8 @@ pub struct Setup {
     pub(crate) place: Place,
     /// The CPUs that server and client get.
     pub placement: Placement,
-    pub(crate) overrides: Overrides,
+    /// Settings that both sides get beside what the tunnel needs.
+    pub overrides: Overrides,
     pub(crate) site: Site,
     /// Whether qmux-dp's server is to have an admin endpoint, to be asked while it runs.
     pub admin: bool,
