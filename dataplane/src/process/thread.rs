@@ -24,7 +24,7 @@ use crate::server::shared::plan::CoreChanges;
 use crate::server::{ServerCore, ServerShared};
 use crate::sys::ring::RingView;
 use crate::sys::wake::WakeReceiver;
-use crate::sys::{cpu, heap};
+use crate::sys::{cpu, heap, slice};
 
 /// How a completion is reported to a core that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +125,9 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
         }
         Some(cpu) => tracing::warn!(core = setup.index, cpu, "could not be pinned to this CPU"),
         None => {}
+    }
+    if let Err(error) = slice::shorten() {
+        tracing::debug!(core = setup.index, %error, "no short slice of CPU time");
     }
     if monoio::utils::detect_uring() {
         for (entries, interrupts) in RINGS {

@@ -21,6 +21,7 @@ pub(crate) mod pass;
 pub(crate) mod process;
 pub(crate) mod ring;
 pub(crate) mod route;
+pub(crate) mod slice;
 pub(crate) mod steering;
 pub(crate) mod syn_filter;
 pub(crate) mod tcp;
