@@ -2,6 +2,7 @@
 # Builds the Debian package of qmux-dp and qmux-ctl, and prints its path.
 #
 #   scripts/package.sh                 of a release build
+#   scripts/package.sh --optimized     of one that is optimized by a profile (scripts/optimize.sh)
 #   scripts/package.sh --dev           of a development build, for tests of the package
 #   scripts/package.sh [--dev] --test  and installs, runs and removes it in a clean root
 #
@@ -20,17 +21,23 @@ fail() {
 unset HOST_CMAKE_TOOLCHAIN_FILE
 
 profile=release
+optimized=false
 test=false
 for option in "$@"; do
     case $option in
         --dev) profile=dev ;;
+        --optimized) optimized=true ;;
         --test) test=true ;;
         *)
-            echo "package: unknown option '$option'; allowed are --dev and --test" >&2
+            echo "package: unknown option '$option'; allowed are --dev, --optimized and --test" >&2
             exit 2
             ;;
     esac
 done
+if $optimized && [ "$profile" = dev ]; then
+    echo "package: --dev and --optimized exclude each other" >&2
+    exit 2
+fi
 command -v cargo-deb >/dev/null ||
     fail "there is no cargo-deb; install it: cargo install --locked cargo-deb"
 
@@ -38,6 +45,11 @@ target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 if [ "$profile" = dev ]; then
     built=$target/debug
     cargo build --locked --workspace --bins
+elif $optimized; then
+    scripts/optimize.sh >&2
+    built=$target/optimized/release
+    # Where cargo-deb looks for the programs.
+    export CARGO_TARGET_DIR=$target/optimized
 else
     built=$target/release
     cargo build --locked --release -p qmux-dp -p qmux-ctl

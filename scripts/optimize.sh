@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Builds qmux-dp and qmux-ctl, optimized by a profile of traffic: the compiler is told which ways through the program are
+# taken. Such a build executes an eighth fewer instructions of its own than `cargo build --release`, and takes three times
+# as long to make: some 20 minutes on two CPUs.
+#
+#   scripts/optimize.sh             qmux-dp and qmux-ctl
+#   scripts/optimize.sh --baseline  quinn-dp as well, by a profile of the same traffic, to be measured beside it:
+#                                   scripts/goals.sh --programs target/optimized/release
+#
+# The programs are then in target/optimized/release. Their profile is made here, by iperf3 and the loads of qmux-bench over
+# loopback, and holds for this source and compiler alone. Needs the llvm-tools of the toolchain, and has rustup add them.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+    echo "optimize.sh: $*" >&2
+    exit 2
+}
+
+baseline=false
+for option in "$@"; do
+    case $option in
+        --help | -h)
+            sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
+        --baseline) baseline=true ;;
+        *) fail "unknown option '$option'; allowed is --baseline" ;;
+    esac
+done
+
+scripts/setup.sh
+# shellcheck disable=SC1091 # not part of this repository
+command -v cargo >/dev/null || . "$HOME/.cargo/env"
+# BoringSSL for tests is not optimized.
+unset HOST_CMAKE_TOOLCHAIN_FILE
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+profdata=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
+if [ ! -x "$profdata" ]; then
+    command -v rustup >/dev/null ||
+        fail "there is no $profdata; install the llvm-tools of this Rust toolchain"
+    rustup component add llvm-tools
+fi
+
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+profiles=$target/optimized/profiles
+measured=(qmux-dp)
+! $baseline || measured+=(quinn-dp)
+
+echo "optimize: building what makes the traffic"
+cargo build --locked --release --bin qmux-bench
+bench=$target/release/qmux-bench
+
+# With a target of their own, these flags are not for build scripts and macros, which run here.
+build() { # flag programs
+    local flag=$1 program
+    shift
+    local programs=()
+    for program in "$@"; do programs+=(--bin "$program"); done
+    CARGO_TARGET_DIR=$target/optimized/build RUSTFLAGS="${RUSTFLAGS-} $flag" \
+        cargo build --locked --release --target "$host" "${programs[@]}"
+}
+built=$target/optimized/build/$host/release
+
+echo "optimize: building programs that count the ways they take"
+rm -rf "$profiles"
+mkdir -p "$profiles"
+build "-Cprofile-generate=$profiles" "${measured[@]}"
+
+# Each load a few seconds, as more of it adds nothing. Packets of a network and of loopback, both directions, many and few
+# flows, and lanes over TLS.
+train() { # kinds command options
+    local kinds=$1
+    shift
+    "$bench" "$@" --tunnels "$kinds" --programs "$built" --repeats 1 --seconds 2 --warm-up 0.5 >"$profiles/last.log" 2>&1 ||
+        fail "the load '$*' failed: $(tail -n 3 "$profiles/last.log")"
+}
+echo "optimize: making traffic"
+ours=qmux-dp all=qmux-dp
+! $baseline || all=qmux-dp,quinn-dp,quinn-dp-tuned
+train "$all" iperf --streams 1,4 --cases '=tcp ×1,=tcp ×4,=tcp reverse'
+train "$all" iperf --streams 1,4 --cases '=tcp ×1,=tcp ×4,=tcp reverse' --quic 'max_udp_payload = 1452'
+train "$all" udp --sizes 64,1150
+train "$all" connect --visitors 1,64 --cases echo
+train "$all" latency --cases =ping-pong
+train "$ours-tls" iperf --streams 1 --cases '=tcp ×1,=tcp reverse'
+"$profdata" merge --output "$profiles/merged.profdata" "$profiles"/*.profraw
+
+echo "optimize: building by that profile"
+build "-Cprofile-use=$profiles/merged.profdata" "${measured[@]}" qmux-ctl
+mkdir -p "$target/optimized/release"
+for program in "${measured[@]}" qmux-ctl; do
+    install -m 755 "$built/$program" "$target/optimized/release/$program"
+done
+echo "optimize: the programs are in $target/optimized/release"
