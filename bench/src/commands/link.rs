@@ -5,11 +5,11 @@ use std::num::NonZeroUsize;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use qmux_link::DirectionStats;
 
 use crate::commands::discard;
-use crate::commands::options::Common;
+use crate::commands::options::{Common, List, Mistake, repeated};
 use crate::commands::path::{Link, Path};
 use crate::commands::runner::{self, Case, Outcome, Session};
 use crate::harness::place::Place;
@@ -27,8 +27,8 @@ pub(crate) struct Args {
     #[arg(long = "profile", value_name = "LINK", required = true)]
     profiles: Vec<Link>,
     /// Parallel TCP connections; each number is a case of its own
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
-    connections: Vec<NonZeroUsize>,
+    #[arg(long, value_name = "LIST", default_value = "1")]
+    connections: List<NonZeroUsize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -44,6 +44,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let common = &args.common;
     let mut report = runner::new_report(common, "link", METRICS)?;
     let names: Vec<&str> = args.profiles.iter().map(|it| it.name.as_str()).collect();
+    if let Some(twice) = repeated(&names) {
+        bail!(Mistake(format!(
+            "--profile: {twice} is given twice; once is enough"
+        )));
+    }
     report.settings.path = format!("emulated links: {}", names.join("; "));
     for link in &args.profiles {
         let path = Path::Link(Box::new(link.clone()));
