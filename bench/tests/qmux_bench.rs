@@ -210,16 +210,52 @@ fn mistakes_are_named() {
             "link --profile reference --connections 1,0",
             "--connections",
         ),
+        ("faults --links sctp", "no link"),
+        ("goals --out /nowhere --before /nowhere/x", "/nowhere/x"),
         (
-            "flamegraph --perf-script /nowhere --svg /dev/null",
+            "performance --template /dev/null --from /nowhere",
             "/nowhere",
         ),
     ] {
-        let output = qmux_bench(&args.split(' ').collect::<Vec<_>>());
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{args}");
-        assert!(error.contains(wanted), "{args}: {error}");
+        assert_is_mistake(args, wanted);
     }
+}
+
+/// Each would be two cases, or columns, of one name.
+#[test]
+fn what_is_given_twice_is_a_mistake() {
+    for (args, wanted) in [
+        ("link --profile reference --connections 5,1,5", "5 is"),
+        ("link --profile policer --profile policer", "policer is"),
+        ("discard --connections 4,04", "4 is"),
+        ("discard --udp-sizes 64,64", "64 is"),
+        ("discard --tunnels raw --baseline raw,raw", "raw is"),
+        ("iperf --udp-rates 1G,1G", "1G is"),
+        ("connect --visitors 8,8", "8 is"),
+        ("flows --flows 50,50", "50 is"),
+        ("udp --sizes 64,512,64", "64 is"),
+        ("programs --core-counts 1,1", "1 is"),
+        ("scale --core-counts 2,2", "2 is"),
+        ("syscalls --visitors 1,1", "1 is"),
+    ] {
+        assert_is_mistake(args, &format!("{wanted} given twice"));
+    }
+}
+
+fn assert_is_mistake(args: &str, wanted: &str) {
+    let output = qmux_bench(&args.split(' ').collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args}: {error}");
+    assert!(error.contains(wanted), "{args}: {error}");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let args = "flamegraph --perf-script /nowhere --svg /dev/null";
+    let output = qmux_bench(&args.split(' ').collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("/nowhere"), "{error}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use qmux_link::Faults;
 
 use crate::commands::background::One;
+use crate::commands::options::Mistake;
 use crate::harness::admin::Scrape;
 use crate::harness::cleanup::say;
 use crate::harness::place::Place;
@@ -83,7 +84,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     if scenarios.is_empty() {
         let known: Vec<&str> = SCENARIOS.iter().map(|it| it.name).collect();
         let known = known.join(", ");
-        bail!("--links: no link has such a name; there are {known}");
+        bail!(Mistake(format!(
+            "--links: no link has such a name; there are {known}"
+        )));
     }
     let Args {
         megabytes,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use qmux_harness::{Ended, Launch};
 
+use crate::commands::options::Mistake;
 use crate::goals::{ALLOCATIONS, BEFORE, Found, GOALS, PROBES, Page, Probe, RATHOLE};
 use crate::harness::cleanup::say;
 use crate::harness::{machine, make, write};
@@ -109,7 +110,10 @@ impl Args {
 /// Whether everything that was asked for could be measured; a goal that is missed is no failure.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     if let Some(before) = args.before.as_ref().filter(|it| !it.is_file()) {
-        bail!("--before: there is no {}", before.display());
+        bail!(Mistake(format!(
+            "--before: there is no {}",
+            before.display()
+        )));
     }
     let own = std::env::current_exe().context("this program's path")?;
     let found = || Found::read(&args.out);

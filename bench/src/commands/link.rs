@@ -5,11 +5,11 @@ use std::num::NonZeroUsize;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use qmux_link::DirectionStats;
 
 use crate::commands::discard;
-use crate::commands::options::Common;
+use crate::commands::options::{Common, List, Mistake, repeated};
 use crate::commands::path::{Link, Path};
 use crate::commands::runner::{self, Case, Outcome, Session};
 use crate::harness::place::Place;
@@ -27,8 +27,8 @@ pub(crate) struct Args {
     #[arg(long = "profile", value_name = "LINK", required = true)]
     profiles: Vec<Link>,
     /// Parallel TCP connections; each number is a case of its own
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
-    connections: Vec<NonZeroUsize>,
+    #[arg(long, value_name = "LIST", default_value = "1")]
+    connections: List<NonZeroUsize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -44,6 +44,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let common = &args.common;
     let mut report = runner::new_report(common, "link", METRICS)?;
     let names: Vec<&str> = args.profiles.iter().map(|it| it.name.as_str()).collect();
+    if let Some(twice) = repeated(&names) {
+        bail!(Mistake(format!(
+            "--profile: {twice} is given twice; once is enough"
+        )));
+    }
     report.settings.path = format!("emulated links: {}", names.join("; "));
     for link in &args.profiles {
         let path = Path::Link(Box::new(link.clone()));
@@ -55,44 +60,51 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
-    // Visitors and the server are on the link's public side: what they send goes down to the
-    // service.
-    let directions = [
-        ("to service", Way::Up, &link.preset.left_to_right),
-        ("to visitor", Way::Down, &link.preset.right_to_left),
-    ];
+    let common = &args.common;
     let mut cases = Vec::new();
-    for (name, way, profile) in directions {
-        let rate = profile.rate_bits_per_s;
-        for connections in args.connections.iter().map(|it| it.get()) {
-            let many = match connections {
-                1 => String::new(),
-                _ => format!(" ×{connections}"),
-            };
-            cases.push(Case::new(
-                format!("{}: {name}{many}", link.name),
-                move |session| {
-                    let before = crossed(&session.setup.place, way);
-                    let mut outcome =
-                        discard::measure_tcp(session, way, connections, &args.common)?;
-                    if let Some(rate) = rate {
-                        let gbit = outcome.values.first().map_or(0.0, |(_, value)| *value);
-                        let share = gbit * 1e9 / rate as f64 * 100.0;
-                        outcome.values.push(("link_share_percent", share));
-                    }
-                    if let Some((before, after)) = before.zip(crossed(&session.setup.place, way)) {
-                        outcome.values.extend(link_values(&before, &after));
-                    }
-                    Ok(outcome)
-                },
-            ));
+    for way in [Way::Up, Way::Down] {
+        for connections in args.connections.iter() {
+            cases.push(bulk(link, way, connections.get(), common));
         }
     }
     let name = format!("{}: ping-pong", link.name);
-    cases.push(Case::new(name, |session| {
-        round_trips(session, &args.common)
-    }));
+    cases.push(Case::new(name, |session| round_trips(session, common)));
     cases
+}
+
+/// Bulk over this many connections.
+fn bulk<'a>(link: &'a Link, way: Way, connections: usize, common: &'a Common) -> Case<'a> {
+    let to = match way {
+        Way::Up => "to service",
+        Way::Down => "to visitor",
+    };
+    let many = match connections {
+        1 => String::new(),
+        _ => format!(" ×{connections}"),
+    };
+    let name = format!("{}: {to}{many}", link.name);
+    Case::new(name, move |session| {
+        let before = crossed(&session.setup.place, way);
+        let mut outcome = discard::measure_tcp(session, way, connections, common)?;
+        let share = link_share(link, way, &outcome);
+        outcome.values.extend(share);
+        if let Some((before, after)) = before.zip(crossed(&session.setup.place, way)) {
+            outcome.values.extend(link_values(&before, &after));
+        }
+        Ok(outcome)
+    })
+}
+
+/// What bulk has used of the link's rate, if it has one. Visitors and the server are on the link's
+/// public side: what they send goes down to the service.
+fn link_share(link: &Link, way: Way, outcome: &Outcome) -> Option<(&'static str, f64)> {
+    let profile = match way {
+        Way::Up => &link.preset.left_to_right,
+        Way::Down => &link.preset.right_to_left,
+    };
+    let rate = profile.rate_bits_per_s? as f64;
+    let (_, gbit_per_second) = outcome.values.first()?;
+    Some(("link_share_percent", gbit_per_second * 1e9 / rate * 100.0))
 }
 
 /// What the link did so far in the direction of this bulk.

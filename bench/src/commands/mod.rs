@@ -38,6 +38,7 @@ mod udp;
 use anyhow::Result;
 use std::process::ExitCode;
 
+use crate::commands::options::Mistake;
 use crate::harness::{cleanup, cpus};
 use clap::{Parser, Subcommand};
 
@@ -108,7 +109,8 @@ struct Cli {
     command: Command,
 }
 
-/// What the program does. Exit code 1 means that something could not be measured.
+/// What the program does. Exit code 1 means that something could not be measured, and 2 that the
+/// command line has a mistake.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     cpus::raise_open_files();
@@ -117,7 +119,11 @@ pub fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("qmux-bench: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<Mistake>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

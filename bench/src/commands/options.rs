@@ -1,5 +1,6 @@
 //! The options that every measurement has.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -24,8 +25,8 @@ pub(crate) struct Common {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) tunnels: Vec<Spec>,
     /// Tunnels that ratios refer to [default: the first one]
-    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
-    baseline: Vec<String>,
+    #[arg(long, value_name = "LABELS")]
+    baseline: Option<List<String>>,
     /// Only cases whose name contains one of these, or is one of these with = in front
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cases: Vec<String>,
@@ -65,7 +66,8 @@ pub(crate) struct Common {
     pub(crate) out: Option<PathBuf>,
 }
 
-/// Values of an option, with commas between them.
+/// Values of an option, with commas between them, each of them once: a case that there is twice
+/// would have one name with two results.
 #[derive(Clone, Debug)]
 pub(crate) struct List<T>(Vec<T>);
 
@@ -77,7 +79,7 @@ impl<T> std::ops::Deref for List<T> {
     }
 }
 
-impl<T: FromStr<Err: std::fmt::Display>> FromStr for List<T> {
+impl<T: FromStr<Err: fmt::Display> + PartialEq + fmt::Display> FromStr for List<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -85,9 +87,32 @@ impl<T: FromStr<Err: std::fmt::Display>> FromStr for List<T> {
             let wrong = |error| format!("{it:?}: {error}");
             it.parse().map_err(wrong)
         });
-        parsed.collect::<Result<_, _>>().map(Self)
+        let values = parsed.collect::<Result<Vec<T>, _>>()?;
+        match repeated(&values) {
+            Some(twice) => Err(format!("{twice} is given twice; once is enough")),
+            None => Ok(Self(values)),
+        }
     }
 }
+
+/// The first of these that is there before already.
+pub(crate) fn repeated<T: PartialEq>(values: &[T]) -> Option<&T> {
+    let mut numbered = values.iter().enumerate();
+    let found = numbered.find(|(at, value)| values[..*at].contains(value));
+    found.map(|(_, value)| value)
+}
+
+/// A mistake on the command line that shows only when all of it is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Mistake(pub(crate) String);
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -120,12 +145,16 @@ impl Common {
             let (label, programs) = (&spec.label, programs.display());
             ensure!(
                 is_there(spec),
-                "--tunnels: the program of {label} is neither in {programs} nor in PATH"
+                Mistake(format!(
+                    "--tunnels: the program of {label} is neither in {programs} nor in PATH"
+                ))
             );
             let mut before = self.tunnels[..index].iter();
             ensure!(
                 before.all(|it| it.label != *label),
-                "--tunnels: two are called {label}; write LABEL=KIND:PROGRAM"
+                Mistake(format!(
+                    "--tunnels: two are called {label}; write LABEL=KIND:PROGRAM"
+                ))
             );
         }
         Ok(self.tunnels.clone())
@@ -135,29 +164,36 @@ impl Common {
     /// none.
     pub(crate) fn with_processes(&self, what: &str) -> Result<Self> {
         if let Some(Spec { label, .. }) = self.tunnels.iter().find(|it| it.kind.is_raw()) {
-            bail!("--tunnels: {label} has no process whose {what} could be counted");
+            bail!(Mistake(format!(
+                "--tunnels: {label} has no process whose {what} could be counted"
+            )));
         }
         let mut common = self.clone();
         common.tunnels = self.specs()?;
         common.tunnels.retain(|spec| !spec.kind.is_raw());
         ensure!(
             !common.tunnels.is_empty(),
-            "--tunnels: there is no tunnel's program in {}; build them, or name them as KIND:PROGRAM",
-            self.programs().display()
+            Mistake(format!(
+                "--tunnels: there is no tunnel's program in {}; build them, or name them as \
+                 KIND:PROGRAM",
+                self.programs().display()
+            ))
         );
         Ok(common)
     }
 
     pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>> {
         let labels = specs.iter().map(|spec| spec.label.clone());
-        if self.baseline.is_empty() {
+        let Some(baseline) = &self.baseline else {
             return Ok(labels.take(1).collect());
+        };
+        for wanted in baseline.iter() {
+            ensure!(
+                labels.clone().any(|label| label == *wanted),
+                Mistake(format!("--baseline: {wanted} is not among the tunnels"))
+            );
         }
-        for wanted in &self.baseline {
-            let is_there = labels.clone().any(|label| label == *wanted);
-            ensure!(is_there, "--baseline: {wanted} is not among the tunnels");
-        }
-        Ok(self.baseline.clone())
+        Ok(baseline.to_vec())
     }
 
     pub(crate) fn wants(&self, case: &str) -> bool {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use crate::commands::options::Mistake;
 use crate::goals::{Found, Page, in_turn};
 use crate::harness::cleanup::say;
 use crate::harness::machine::Machine;
@@ -58,7 +59,10 @@ impl Results {
         let named = from.split_once('=');
         let (name, path) = named.map_or((None, from), |(name, path)| (Some(name), path));
         let is_there = Path::new(path).is_dir();
-        ensure!(is_there, "--from: there is no directory {path}");
+        ensure!(
+            is_there,
+            Mistake(format!("--from: there is no directory {path}"))
+        );
         self.add_below(name, Path::new(path), DEPTH_MAX);
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::load::service::Service;
 use crate::report::{CaseReport, Metric, Report, Run, Settings, Table, TunnelReport, USAGE, page};
 
 use crate::commands::background::WORKS_LIMIT;
-use crate::commands::options::Common;
+use crate::commands::options::{Common, Mistake};
 use crate::commands::service;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +191,10 @@ pub(crate) fn measure(
 ) -> Result<Vec<CaseReport>> {
     let specs = common.specs()?;
     let cases: Vec<&Case<'_>> = cases.iter().filter(|it| common.wants(&it.name)).collect();
-    ensure!(!cases.is_empty(), "--cases: no case has such a name");
+    ensure!(
+        !cases.is_empty(),
+        Mistake("--cases: no case has such a name".into())
+    );
     let setup = Setup {
         programs: common.programs(),
         place,

@@ -86,15 +86,21 @@ pub(super) enum Rule {
     /// is a burst from a queue, and counts as all of it.
     ShareOfBest(&'static [&'static str], &'static str),
     /// A multiple of the number in the first case, shown with this many digits.
-    Grown(Bound, usize, &'static str),
-    /// The same in each further case.
-    GrownAnywhere(Bound, usize, &'static str),
+    Grown(In, Bound, usize, &'static str),
     /// This many Gbit/s are offered and delivered, and next to nothing is lost in any run.
     Lossless(f64),
     /// No less is delivered than in the first case.
     LikeOneFlow { lossless: bool },
     /// None in any case, each of which has counted.
     NoneAnywhere,
+}
+
+/// Which of the further cases a number is looked at in.
+#[derive(Clone, Copy)]
+pub(super) enum In {
+    Last,
+    /// The worst one is judged.
+    Each,
 }
 
 /// What a line is missed by in spite of its number, or says beside it.
@@ -139,9 +145,9 @@ impl fmt::Display for Bound {
 impl Rule {
     pub(super) fn limit(self) -> String {
         match self {
-            Self::Within(bound, text)
-            | Self::Grown(bound, _, text)
-            | Self::GrownAnywhere(bound, _, text) => text.replace("{}", &bound.to_string()),
+            Self::Within(bound, text) | Self::Grown(_, bound, _, text) => {
+                text.replace("{}", &bound.to_string())
+            }
             Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
             Self::ShareOfBest(_, whom) => format!("≥ 1 × {whom}, at most 100 %"),
             Self::Lossless(gbit) => format!("{gbit} offered, < {LOST_PERCENT_MAX} % lost"),
@@ -222,12 +228,21 @@ impl Judge<'_> {
         ratios.reduce(|a, b| bound.worse(a, b))
     }
 
-    /// How many times as much ours has in a case as in the first one.
-    fn grown(&self, case: &str) -> Option<f64> {
+    /// How many times as much ours has as in the first case; of several, the worst one, if each is
+    /// known.
+    fn grown(&self, cases: In, bound: Bound) -> Option<f64> {
+        let (first, further) = self.row.cases.split_first()?;
+        let further = match cases {
+            In::Last => further.last().map(std::slice::from_ref)?,
+            In::Each => further,
+        };
         let of = (self.row.probe, self.row.cell.metric().0);
-        let first = self.row.cases.first()?;
-        self.found
-            .times(of, (case, OURS), (first, OURS), f64::INFINITY)
+        let grown = further.iter().map(|case| {
+            let (ours, before) = ((*case, OURS), (*first, OURS));
+            self.found.times(of, ours, before, f64::INFINITY)
+        });
+        let grown: Option<Vec<f64>> = grown.collect();
+        grown?.into_iter().reduce(|a, b| bound.worse(a, b))
     }
 
     /// What stands in a tunnel's column.
@@ -298,15 +313,9 @@ impl Judge<'_> {
                 let bound = Bound::AtLeast(1.0);
                 by_ratio(bound, self.times_the_best(others, bound, 100.0)?, 2)
             }
-            Rule::Grown(bound, decimals, _) => {
+            Rule::Grown(cases, bound, decimals, _) => {
                 self.number(bound)?;
-                by_ratio(bound, self.grown(self.case())?, decimals)
-            }
-            Rule::GrownAnywhere(bound, decimals, _) => {
-                let further = self.row.cases.iter().skip(1);
-                let grown: Option<Vec<f64>> = further.map(|case| self.grown(case)).collect();
-                let worst = grown?.into_iter().reduce(|a, b| bound.worse(a, b))?;
-                by_ratio(bound, worst, decimals)
+                by_ratio(bound, self.grown(cases, bound)?, decimals)
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.

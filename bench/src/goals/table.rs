@@ -1,13 +1,13 @@
 //! Every goal as data: what is measured by which probe, what of it is shown, and what is allowed.
 
 use super::found::{ALLOCATIONS_OTHERS, ALLOCATIONS_OURS, ANY_LOAD};
-use super::judge::{Also, Bound, CPU, Cell, GBIT, Metric, Rule};
+use super::judge::{Also, Bound, CPU, Cell, GBIT, In, Metric, Rule};
 use super::probe::{QUINN, QUINN_BBR, QUINN_TUNED, RATHOLE};
 
 use Also::{HeldLoss, NoneOf};
 use Bound::{AtLeast, AtMost, Below};
 use Cell::{Beside, Delivered, Each, LargestOfEach, Median};
-use Rule::{Grown, GrownAnywhere, LikeOneFlow, Lossless, NoneAnywhere, ShareOfBest, Times, Within};
+use Rule::{Grown, LikeOneFlow, Lossless, NoneAnywhere, ShareOfBest, Times, Within};
 
 /// One line of the table of goals.
 pub(super) struct Row {
@@ -72,7 +72,7 @@ const MORE_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtLeast(1.1));
 const CHEAPER_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtMost(0.9));
 const SOONER_VISITS: Rule = Times(OTHERS, OTHERS_NAMES, AtMost(0.9));
 const MORE_VISITORS: Rule = Times(OTHERS, OTHERS_NAMES, AtLeast(1.3));
-const SECOND_CORE: Rule = Grown(AtMost(1.05), 2, "{} × by 1 core");
+const SECOND_CORE: Rule = Grown(In::Last, AtMost(1.05), 2, "{} × by 1 core");
 
 /// On a link of one rate, where the best congestion control has all of it.
 const LINK_SHARE: Rule = ShareOfBest(
@@ -112,7 +112,7 @@ pub(super) const ROWS: &[Row] = rows! {
     }
     1 "tcp" ["tcp ×1", "tcp ×4"] {
         "TCP, four connections: Gbit/s (CPU s/GB)", GBIT_CPU,
-            Grown(AtLeast(1.0), 2, "≥ one connection");
+            Grown(In::Last, AtLeast(1.0), 2, "≥ one connection");
     }
     2 "veth" ["tcp ×1"] {
         "TCP, packets of 1,500 bytes: CPU s/GB", Median(CPU), of_tuned(AtMost(0.75));
@@ -208,11 +208,11 @@ pub(super) const ROWS: &[Row] = rows! {
         "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 downloads on one lane: % of the link",
             Each(SHARE), Within(AtLeast(85.0), "{}");
         "200 Mbit/s, 40 ms, 1, 100, 1,000, 5,000 downloads on one lane: CPU s/GB",
-            Each(CPU), GrownAnywhere(AtMost(1.2), 2, "{} × one flow");
+            Each(CPU), Grown(In::Each, AtMost(1.2), 2, "{} × one flow");
     }
     7 "scale" ["1 core(s)", "2 core(s)", "4 core(s)", "8 core(s)"] {
         "1, 2, 4, 8 cores a side: CPU s/GB", Each(CPU),
-            Grown(Below(1.05), 3, "8 cores {} × 1 core");
+            Grown(In::Last, Below(1.05), 3, "8 cores {} × 1 core");
         "visitors handed to another core once all lanes are up, most of any run",
             LargestOfEach(VISITORS_ASTRAY), NoneAnywhere;
         "packets handed to another core once all lanes are up, most of any run",

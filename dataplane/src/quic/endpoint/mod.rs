@@ -28,6 +28,8 @@ mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls_port;
+#[cfg(test)]
+mod window_tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};

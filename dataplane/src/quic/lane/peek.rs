@@ -69,100 +69,69 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::net::{IpAddr, SocketAddr};
-    use std::rc::Rc;
-
     use qmux_config::Config;
 
-    use super::super::{LaneEvents, StreamRead, StreamRoom};
+    use super::super::{StreamRead, StreamRoom};
     use super::*;
     use crate::buffer::StreamBuf;
-    use crate::quic::end::LaneEnd;
-    use crate::quic::endpoint::tests::{run, setup, until};
-    use crate::quic::endpoint::{Endpoint, EndpointOwner};
+    use crate::quic::endpoint::tests::{Pair, run, until};
 
-    struct Nobody;
-
-    impl LaneEvents for Nobody {
-        fn stream_opened(&self, _: &Rc<Lane>, _: u64) {}
-        fn datagram(&self, _: &Rc<Lane>, _: &[u8]) {}
-        fn datagrams_done(&self, _: &Rc<Lane>) {}
-        fn ended(&self, _: &Rc<Lane>, _: &LaneEnd) {}
+    /// A stream that the client has opened and written `abc` to, which has arrived.
+    struct Stream {
+        id: u64,
+        lanes: Pair,
     }
 
-    /// Both ends of a lane, with a stream that the client has opened and written `abc` to.
-    struct Joined {
-        client: Rc<Lane>,
-        server: Rc<Lane>,
-        stream: u64,
-        _endpoints: [Rc<Endpoint>; 2],
-    }
-
-    #[derive(Default)]
-    struct Owner(RefCell<Option<Rc<Lane>>>);
-
-    impl EndpointOwner for Owner {
-        fn lane_accepted(&self, lane: &Rc<Lane>) {
-            lane.handle_events(Rc::new(Nobody));
-            *self.0.borrow_mut() = Some(Rc::clone(lane));
+    impl Stream {
+        async fn opened(config: &Config, fin: bool) -> Stream {
+            let lanes = Pair::connected(config).await;
+            let client = &lanes.client_lane;
+            let id = client.open_stream().expect("allowed");
+            let waiters = client.attach(id);
+            let rest = client.write(id, StreamBuf::copied(b"abc"), fin, &waiters);
+            assert!(rest.expect("open").is_none());
+            until("the bytes", || {
+                let server = lanes.server_lane.conn.borrow();
+                server.stream_readable_len(id, 3) == 3
+            })
+            .await;
+            Stream { id, lanes }
         }
-        fn hand_over(&self, _: usize, _: &[u8], _: SocketAddr, _: Option<IpAddr>) -> bool {
-            false
-        }
-    }
 
-    async fn joined(config: &Config, fin: bool) -> Joined {
-        let owner = Rc::new(Owner::default());
-        let accepting = setup(config, true);
-        let address = accepting.socket.local_addr();
-        let accepts = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
-        let dials = Endpoint::start(setup(config, false), None);
-        let client = dials.dial(address, "localhost", 0, None).expect("dial");
-        client.handle_events(Rc::new(Nobody));
-        client.established().await.expect("established");
-        let stream = client.open_stream().expect("allowed");
-        let waiters = client.attach(stream);
-        let rest = client.write(stream, StreamBuf::copied(b"abc"), fin, &waiters);
-        assert!(rest.expect("open").is_none());
-        let server = owner.0.borrow().clone().expect("accepted");
-        until("the bytes", || {
-            server.conn.borrow().stream_readable_len(stream, 3) == 3
-        })
-        .await;
-        Joined {
-            client,
-            server,
-            stream,
-            _endpoints: [accepts, dials],
+        fn client(&self) -> &Lane {
+            &self.lanes.client_lane
+        }
+
+        fn server(&self) -> &Lane {
+            &self.lanes.server_lane
         }
     }
 
     #[test]
     fn a_reset_is_found_while_bytes_are_unread() {
         run(async |config| {
-            let lanes = joined(&config, false).await;
-            assert_eq!(lanes.server.front(lanes.stream), StreamFront::Open);
-            lanes.client.reset(lanes.stream, FlowError::VisitorReset);
+            let stream = Stream::opened(&config, false).await;
+            assert_eq!(stream.server().front(stream.id), StreamFront::Open);
+            stream.client().reset(stream.id, FlowError::VisitorReset);
             let reset = StreamFront::Reset(FlowError::VisitorReset);
-            until("the reset", || lanes.server.front(lanes.stream) == reset).await;
+            until("the reset", || stream.server().front(stream.id) == reset).await;
         });
     }
 
     #[test]
     fn a_reset_behind_a_fin_is_found_while_bytes_are_unread() {
         run(async |config| {
-            let lanes = joined(&config, true).await;
-            assert_eq!(lanes.server.front(lanes.stream), StreamFront::Open);
-            lanes.client.reset(lanes.stream, FlowError::VisitorReset);
+            let stream = Stream::opened(&config, true).await;
+            assert_eq!(stream.server().front(stream.id), StreamFront::Open);
+            stream.client().reset(stream.id, FlowError::VisitorReset);
             // The code is lost. The side that has opened the stream is the far end.
             let reset = FlowError::ServiceReset;
             until("the reset", || {
-                lanes.server.front(lanes.stream) == StreamFront::Reset(reset)
+                stream.server().front(stream.id) == StreamFront::Reset(reset)
             })
             .await;
-            let waiters = lanes.server.attach(lanes.stream);
-            let read = lanes.server.read(lanes.stream, &mut [0; 8], &waiters);
+            let waiters = stream.server().attach(stream.id);
+            let read = stream.server().read(stream.id, &mut [0; 8], &waiters);
             assert_eq!(read, StreamRead::Reset(reset));
         });
     }
@@ -170,15 +139,15 @@ mod tests {
     #[test]
     fn a_fin_at_the_front_is_no_reset_and_is_given_once() {
         run(async |config| {
-            let lanes = joined(&config, false).await;
-            let waiters = lanes.server.attach(lanes.stream);
-            let read = lanes.server.read(lanes.stream, &mut [0; 8], &waiters);
+            let stream = Stream::opened(&config, false).await;
+            let waiters = stream.server().attach(stream.id);
+            let read = stream.server().read(stream.id, &mut [0; 8], &waiters);
             assert_eq!(read, StreamRead::Bytes(3, false));
-            assert_eq!(lanes.server.front(lanes.stream), StreamFront::Open);
-            let waiters = lanes.client.attach(lanes.stream);
-            assert_eq!(lanes.client.finish(lanes.stream, &waiters), Ok(true));
+            assert_eq!(stream.server().front(stream.id), StreamFront::Open);
+            let waiters = stream.client().attach(stream.id);
+            assert_eq!(stream.client().finish(stream.id, &waiters), Ok(true));
             until("the FIN", || {
-                lanes.server.front(lanes.stream) == StreamFront::Fin
+                stream.server().front(stream.id) == StreamFront::Fin
             })
             .await;
         });
@@ -187,14 +156,14 @@ mod tests {
     #[test]
     fn a_stop_is_found_while_there_is_room() {
         run(async |config| {
-            let lanes = joined(&config, false).await;
-            let waiters = lanes.client.attach(lanes.stream);
-            let room = lanes.client.room(lanes.stream, 1, &waiters);
+            let stream = Stream::opened(&config, false).await;
+            let waiters = stream.client().attach(stream.id);
+            let room = stream.client().room(stream.id, 1, &waiters);
             assert_eq!(room, StreamRoom::Bytes(1));
-            assert_eq!(lanes.client.stopped(lanes.stream), None);
-            lanes.server.stop(lanes.stream, FlowError::ServiceReset);
+            assert_eq!(stream.client().stopped(stream.id), None);
+            stream.server().stop(stream.id, FlowError::ServiceReset);
             let stopped = Some(FlowError::ServiceReset);
-            until("the stop", || lanes.client.stopped(lanes.stream) == stopped).await;
+            until("the stop", || stream.client().stopped(stream.id) == stopped).await;
         });
     }
 }
