@@ -30,6 +30,14 @@ const BATCHES_PER_WINDOW: usize = 2;
 /// window is that small, the path is slow, and not its ends.
 const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
 
+/// The most packets that are taken at a time from a connection that closes, until one says so.
+///
+/// Where a client closes before its handshake is confirmed, and a packet of the handshake must be
+/// probed for, quiche makes acknowledgements in Handshake packets, one after another and without
+/// end: a connection that closes sends no probe, so that the probe stays due, and CONNECTION_CLOSE,
+/// which would end it, has no place in those packets. It then ends with its idle timeout.
+pub(super) const CLOSING_PACKETS_MAX: usize = 2;
+
 /// Space in the buffer behind a full batch, for a packet that does not fit into the batch: quiche
 /// may produce its largest packet, an MTU probe.
 const SPARE_BYTES: usize = 16_384;
@@ -121,6 +129,7 @@ impl Batch {
         // packet back for seconds, and on a new path no packet is in flight before it.
         let unpaced = lane.hurries.take() || to.tls.is_some();
         let mut bytes_max = None;
+        let mut closing_packets = 0;
         loop {
             let used = self.end;
             if used > 0
@@ -136,6 +145,9 @@ impl Batch {
             }
             if self.carried.is_some() {
                 return Filled::More;
+            }
+            if closing_packets >= CLOSING_PACKETS_MAX {
+                return Filled::All;
             }
             if !unpaced
                 && let Some(at) = conn
@@ -161,6 +173,9 @@ impl Batch {
                 return Filled::All;
             };
             lane.unsent.packet_sent(length);
+            if conn.local_error().is_some() && !conn.is_draining() {
+                closing_packets += 1;
+            }
             lane.spend(length);
             self.append(Packet {
                 length,

@@ -204,7 +204,7 @@ impl Endpoint {
         }
     }
 
-    fn fire_timers(self: &Rc<Self>, now: Instant) {
+    pub(super) fn fire_timers(self: &Rc<Self>, now: Instant) {
         loop {
             let due = self.timers.borrow_mut().pop_due(now);
             let Some((at, key)) = due else { return };
@@ -225,21 +225,21 @@ impl Endpoint {
     fn fire_timer(&self, lane: &Rc<Lane>, now: Instant) {
         let (timed_out, overdue) = {
             let mut conn = lane.conn.borrow_mut();
-            let timed_out = conn
-                .timeout_instant()
-                .is_some_and(|deadline| deadline <= now);
-            if timed_out {
-                conn.on_timeout();
-            }
-            let overdue = lane
-                .admission_deadline
-                .get()
-                .is_some_and(|deadline| deadline <= now);
+            let is_due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+            let overdue = is_due(lane.admission_deadline.get());
             if overdue {
                 lane.admission_deadline.set(None);
                 lane.given_up.set(true);
                 // `Done` means that it is closing already.
                 let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
+            }
+            // Before its handshake is confirmed, a connection that closes and has to probe never
+            // says that it closes (see `transmit::CLOSING_PACKETS_MAX`). It is asked to say so
+            // first: by the flush that comes next.
+            let is_to_close = lane.dirty.get() && conn.local_error().is_some() || overdue;
+            let timed_out = !is_to_close && is_due(conn.timeout_instant());
+            if timed_out {
+                conn.on_timeout();
             }
             (timed_out, overdue)
         };

@@ -12,6 +12,8 @@ mod ack_tests;
 mod batch_tests;
 mod broken;
 #[cfg(test)]
+mod closing_tests;
+#[cfg(test)]
 mod datagram_tests;
 mod early;
 mod flush;

@@ -21,7 +21,7 @@ use crate::quic::{settings, tls};
 use crate::sys::udp::{Purpose, UdpSocket};
 
 /// Holds its lane, as the real handlers do.
-struct Holder(#[expect(dead_code, reason = "it is held, not used")] Rc<Lane>);
+pub(super) struct Holder(#[expect(dead_code, reason = "it is held, not used")] pub(super) Rc<Lane>);
 
 impl LaneEvents for Holder {
     fn stream_opened(&self, _lane: &Rc<Lane>, _stream: u64) {}
@@ -31,7 +31,7 @@ impl LaneEvents for Holder {
 }
 
 #[derive(Default)]
-struct Owner {
+pub(super) struct Owner {
     accepted: RefCell<Vec<Weak<Lane>>>,
 }
 
