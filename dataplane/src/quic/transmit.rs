@@ -165,6 +165,7 @@ impl Batch {
             // pacing or of the budget of its path, still has its acknowledgements to send.
             lane.acks_sent();
             let out = &mut self.buffer[self.end..self.end + room];
+            let datagrams = conn.dgram_send_queue_len();
             let Ok((length, _addresses)) = conn.send(out) else {
                 // The result is `Done`, or an error that has closed the connection, which
                 // `is_closed` tells.
@@ -172,7 +173,8 @@ impl Batch {
                 lane.unsent.stopped(capacity, lane.packet_bytes_max());
                 return Filled::All;
             };
-            lane.unsent.packet_sent(length);
+            let has_datagrams = conn.dgram_send_queue_len() < datagrams;
+            lane.unsent.packet_sent(length, has_datagrams);
             if conn.local_error().is_some() && !conn.is_draining() {
                 closing_packets += 1;
             }

@@ -68,7 +68,7 @@ const URGENCY_FIRST: u8 = 0;
 /// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of
 /// throughput) and makes the other flows of the lane wait; less starves GSO batches (measured: 128
 /// to 256 KB).
-const QUEUE_BYTES_MAX: usize = 256 << 10;
+pub(in crate::quic) const QUEUE_BYTES_MAX: usize = 256 << 10;
 
 /// Bytes of a packet that are certainly not payload: header with a connection id, one byte of
 /// packet number, tag, the smallest stream frame header. Subtracting less than the real number

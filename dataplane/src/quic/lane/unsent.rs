@@ -35,6 +35,15 @@ const PACED_BYTES_MAX: usize = 64 << 10;
 
 const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES && WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 
+/// The most of a stream's packet that is not its payload: QUIC's header and tag, the STREAM frame's
+/// header, acknowledgements and credit. What waits beside datagrams is rather thought more than it
+/// is: then less is written, until nothing waits, which shows.
+const PACKET_OVERHEAD_MAX: usize = PACKET_OVERHEAD_MIN + 128;
+
+/// A packet of less than this may have neither datagrams nor bytes of a stream, but only
+/// acknowledgements.
+const ACK_PACKET_MAX: usize = PACKET_OVERHEAD_MIN + 64;
+
 /// Payloads of packets that are as large as one header, or less.
 const PAYLOADS_PER_HEADER: usize = 32;
 
@@ -76,6 +85,8 @@ pub(in crate::quic) struct Unsent {
     writes: Cell<u32>,
     /// How often the estimate may still be relied on.
     known_for: Cell<u32>,
+    /// Whether the packet before, but for acknowledgements, was one of datagrams.
+    after_datagrams: Cell<bool>,
 }
 
 impl Unsent {
@@ -107,10 +118,32 @@ impl Unsent {
     }
 
     /// Counts a packet of this size that was taken out.
-    pub(in crate::quic) fn packet_sent(&self, bytes: usize) {
-        let payload = bytes.saturating_sub(PACKET_OVERHEAD_MIN);
-        self.waiting.set(self.waiting.get().saturating_sub(payload));
+    pub(in crate::quic) fn packet_sent(&self, bytes: usize, has_datagrams: bool) {
         self.sent.set(self.sent.get() + bytes);
+        let after_datagrams = self.after_datagrams.get();
+        if has_datagrams {
+            if after_datagrams {
+                self.nothing_waits();
+            }
+            self.after_datagrams.set(true);
+            return;
+        }
+        let overhead = if after_datagrams {
+            PACKET_OVERHEAD_MAX
+        } else {
+            PACKET_OVERHEAD_MIN
+        };
+        let payload = bytes.saturating_sub(overhead);
+        self.waiting.set(self.waiting.get().saturating_sub(payload));
+        if bytes >= ACK_PACKET_MAX {
+            self.after_datagrams.set(false);
+        }
+    }
+
+    /// Everything has been sent; what the estimate has left belonged to streams that were reset.
+    fn nothing_waits(&self) {
+        self.known_for.set(KNOWN_FOR);
+        self.waiting.set(0);
     }
 
     /// Notes that a packet came, or a stream was reset, after which quiche has counted anew what
@@ -128,10 +161,7 @@ impl Unsent {
         self.stopped_by_window.set(by_window);
         self.packet.set(packet);
         if !by_window {
-            self.known_for.set(KNOWN_FOR);
-            // Everything has been sent; what the estimate has left belonged to streams that were
-            // reset.
-            self.waiting.set(0);
+            self.nothing_waits();
         }
     }
 
