@@ -113,6 +113,7 @@ else
     if [[ -z $counting && (-z $goals || $goals == *8*) && (-z $probes || $probes == *allocations*) ]]; then
         cargo build --locked --release "${programs[@]}" --features qmux-dp/count-allocations
         cp "$bin/qmux-dp" "$bin/qmux-dp-counting"
+        options+=(--counting "$(realpath "$bin")/qmux-dp-counting")
     fi
     cargo build --locked --release "${programs[@]}"
 fi

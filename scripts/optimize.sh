@@ -30,11 +30,12 @@ for option in "$@"; do
     esac
 done
 
-scripts/setup.sh
+scripts/setup.sh --build
+command -v iperf3 >/dev/null || fail "there is no iperf3; on Debian and Ubuntu install iperf3"
 # shellcheck disable=SC1091 # not part of this repository
 command -v cargo >/dev/null || . "$HOME/.cargo/env"
-# BoringSSL for tests is not optimized.
-unset HOST_CMAKE_TOOLCHAIN_FILE
+# BoringSSL for tests is not optimized, and the programs run here.
+unset HOST_CMAKE_TOOLCHAIN_FILE CARGO_BUILD_TARGET
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 profdata=$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata
@@ -54,12 +55,15 @@ cargo build --locked --release --bin qmux-bench
 bench=$target/release/qmux-bench
 
 # With a target of their own, these flags are not for build scripts and macros, which run here.
+# They are separated by a character that no path has.
+separator=$'\x1f'
+flags=${CARGO_ENCODED_RUSTFLAGS-$(printf '%s' "${RUSTFLAGS-}" | tr -s ' ' "$separator")}
 build() { # flag programs
     local flag=$1 program
     shift
     local programs=()
     for program in "$@"; do programs+=(--bin "$program"); done
-    CARGO_TARGET_DIR=$target/optimized/build RUSTFLAGS="${RUSTFLAGS-} $flag" \
+    CARGO_TARGET_DIR=$target/optimized/build CARGO_ENCODED_RUSTFLAGS="${flags:+$flags$separator}$flag" \
         cargo build --locked --release --target "$host" "${programs[@]}"
 }
 built=$target/optimized/build/$host/release
@@ -86,10 +90,16 @@ train "$all" udp --sizes 64,1150
 train "$all" connect --visitors 1,64 --cases echo
 train "$all" latency --cases =ping-pong
 train "$ours-tls" iperf --streams 1 --cases '=tcp ×1,=tcp reverse'
-"$profdata" merge --output "$profiles/merged.profdata" "$profiles"/*.profraw
+written=("$profiles"/*.profraw)
+[ ${#written[@]} -ge ${#measured[@]} ] || fail "not every program has written a profile to $profiles"
+"$profdata" merge --output "$profiles/merged.profdata" "${written[@]}"
+# By its name, cargo sees that a profile is another one.
+sum=$(sha256sum "$profiles/merged.profdata")
+profile=$profiles/${sum:0:16}.profdata
+mv "$profiles/merged.profdata" "$profile"
 
 echo "optimize: building by that profile"
-build "-Cprofile-use=$profiles/merged.profdata" "${measured[@]}" qmux-ctl
+build "-Cprofile-use=$profile" "${measured[@]}" qmux-ctl
 mkdir -p "$target/optimized/release"
 for program in "${measured[@]}" qmux-ctl; do
     install -m 755 "$built/$program" "$target/optimized/release/$program"

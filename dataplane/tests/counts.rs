@@ -90,7 +90,8 @@ fn no_unit_of_work_takes_more_calls_than_it_did() {
     let mut setup = Setup::new(None, Place::loopback()).expect("a setup");
     setup.placement = Placement::Apart;
     setup.admin = false;
-    // A core that polls for long has one more call for it: what depends on time is left out.
+    // A core that polls for long has one more call for it. That depends on time, so it is left out
+    // here, and has no bound.
     setup.overrides.add("quic", "busy_poll = false");
     let service = Service::start(&Place::loopback(), &[]).expect("a service");
     let spec = concat!("qmux-dp:", env!("CARGO_BIN_EXE_qmux-dp"));

@@ -34,8 +34,9 @@ const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
 ///
 /// Where a client closes before its handshake is confirmed, and a packet of the handshake must be
 /// probed for, quiche makes acknowledgements in Handshake packets, one after another and without
-/// end: a connection that closes sends no probe, so that the probe stays due, and CONNECTION_CLOSE,
-/// which would end it, has no place in those packets. It then ends with its idle timeout.
+/// end: a connection that closes sends no probe, so that the probe stays due, and what would end
+/// it, an application's CONNECTION_CLOSE, quiche puts into 1-RTT packets alone. It then ends with
+/// its idle timeout.
 pub(super) const CLOSING_PACKETS_MAX: usize = 2;
 
 /// Space in the buffer behind a full batch, for a packet that does not fit into the batch: quiche
@@ -124,6 +125,7 @@ impl Batch {
         let to = lane.way();
         let mut conn = lane.conn.borrow_mut();
         lane.release_at.set(None);
+        lane.closes.set(false);
         // TCP (under TLS) paces by itself, and says when it is full. A lane that hurries is not
         // paced either: after a time without any acknowledgement quiche's pacer may hold the next
         // packet back for seconds, and on a new path no packet is in flight before it.

@@ -233,11 +233,10 @@ impl Endpoint {
                 // `Done` means that it is closing already.
                 let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
             }
-            // Before its handshake is confirmed, a connection that closes and has to probe never
-            // says that it closes (see `transmit::CLOSING_PACKETS_MAX`). It is asked to say so
-            // first: by the flush that comes next.
-            let is_to_close = lane.dirty.get() && conn.local_error().is_some() || overdue;
-            let timed_out = !is_to_close && is_due(conn.timeout_instant());
+            // The flush that comes next tells the peer that the lane closes. If a timer made it
+            // probe first, it might never (see `transmit::CLOSING_PACKETS_MAX`).
+            let closes = lane.closes.get() || overdue;
+            let timed_out = !closes && is_due(conn.timeout_instant());
             if timed_out {
                 conn.on_timeout();
             }
@@ -262,6 +261,7 @@ impl Endpoint {
             self.break_lane(lane);
             return;
         }
+        lane.closes.set(false);
         let segments = self.segments(now);
         self.note_path(lane);
         lane.close_bundle();

@@ -28,8 +28,8 @@ const ACKNOWLEDGED_PACKETS: usize = 16;
 /// Acknowledgements: several times as many as the lane lets come between two looks at what waits.
 const ROUNDS: usize = 64;
 
-/// Datagrams that wait: more than an acknowledgement lets be sent.
-const DATAGRAMS_WAITING: usize = 200;
+/// Bytes of datagrams that wait: more than an acknowledgement lets be sent.
+const DATAGRAM_BYTES_WAITING: usize = 200_000;
 
 /// Flows that always have something to write.
 const FLOWS: usize = 4;
@@ -100,8 +100,8 @@ struct FullLane {
     on_the_way: VecDeque<Vec<u8>>,
     /// Bytes of packets that the client has sent.
     sent: usize,
-    /// Whether there are always datagrams to be sent.
-    has_datagrams: bool,
+    /// The size of the datagrams that are always there to be sent, if any are.
+    datagrams: Option<usize>,
     /// Flows that always have something to write.
     flows: Vec<Flow>,
     woken: Woken,
@@ -112,7 +112,11 @@ impl FullLane {
     ///
     /// From here on the test must not wait for anything: the tasks of the endpoints would send what
     /// the test is to carry.
-    async fn new(mut config: Config, has_datagrams: bool, others: usize) -> (FullLane, Vec<Flow>) {
+    async fn new(
+        mut config: Config,
+        datagrams: Option<usize>,
+        others: usize,
+    ) -> (FullLane, Vec<Flow>) {
         // BBR's window depends on times.
         config.quic.congestion_control = CongestionControl::Reno;
         config.quic.max_udp_payload = PACKET_BYTES;
@@ -140,7 +144,7 @@ impl FullLane {
             batch: Batch::default(),
             on_the_way: VecDeque::new(),
             sent: 0,
-            has_datagrams,
+            datagrams,
             flows,
             woken: Arc::new(Mutex::new((0..FLOWS).collect())),
         };
@@ -154,14 +158,12 @@ impl FullLane {
     }
 
     fn add_datagrams(&self) {
-        if !self.has_datagrams {
-            return;
-        }
-        let waiting = self.lane().conn.borrow().dgram_send_queue_len();
-        let missing = DATAGRAMS_WAITING.saturating_sub(waiting);
+        let Some(bytes) = self.datagrams else { return };
+        let waiting = self.lane().conn.borrow().dgram_send_queue_byte_size();
+        let missing = DATAGRAM_BYTES_WAITING.saturating_sub(waiting) / bytes;
         for _ in 0..missing {
-            let mut datagram = Datagram::with_capacity(1_000);
-            datagram.bytes_mut().resize(1_000, 7);
+            let mut datagram = Datagram::with_capacity(bytes);
+            datagram.bytes_mut().resize(bytes, 7);
             self.lane().send_datagram(datagram).expect("there is room");
         }
     }
@@ -263,12 +265,12 @@ fn take_packets(lane: &Lane, batch: &mut Batch) -> Vec<Vec<u8>> {
     }
 }
 
-#[test]
-fn several_flows_beside_datagrams_that_keep_the_window_full_get_room() {
+/// Flows beside datagrams of this size get a part of the window, and little of theirs waits.
+fn beside_datagrams(bytes: usize) {
     run(async |config| {
-        let (mut lane, _) = FullLane::new(config, true, 0).await;
+        let (mut lane, _) = FullLane::new(config, Some(bytes), 0).await;
         let mut go_on = || {
-            for _ in 0..ROUNDS {
+            for _ in 0..4 * ROUNDS {
                 lane.acknowledge();
                 lane.turn();
             }
@@ -277,16 +279,31 @@ fn several_flows_beside_datagrams_that_keep_the_window_full_get_room() {
         // At first there is room in any case.
         let (before, after) = (go_on(), go_on());
         let (written, sent) = (after.0 - before.0, after.1 - before.1);
-        assert!(3 * written > sent, "{written} of {sent} bytes");
+        assert!(4 * written > sent, "{bytes}: {written} of {sent} bytes");
         let unsent = lane.unsent();
-        assert!(unsent < QUEUE_BYTES_MAX, "{unsent} bytes wait");
+        assert!(unsent < QUEUE_BYTES_MAX, "{bytes}: {unsent} bytes wait");
     });
+}
+
+#[test]
+fn several_flows_beside_small_datagrams_that_keep_the_window_full_get_room() {
+    beside_datagrams(200);
+}
+
+#[test]
+fn several_flows_beside_datagrams_that_keep_the_window_full_get_room() {
+    beside_datagrams(1_000);
+}
+
+#[test]
+fn several_flows_beside_datagrams_of_a_packet_that_keep_the_window_full_get_room() {
+    beside_datagrams(1_300);
 }
 
 #[test]
 fn a_stream_that_is_reset_does_not_let_others_write_more_than_the_window_lets_through() {
     run(async |config| {
-        let (mut lane, others) = FullLane::new(config, false, ROUNDS).await;
+        let (mut lane, others) = FullLane::new(config, None, ROUNDS).await;
         for flow in others {
             lane.acknowledge();
             // Of the tasks that run before the flush, the last one gives its flow up.

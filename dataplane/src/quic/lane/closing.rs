@@ -60,6 +60,7 @@ impl Lane {
             self.mark_dirty(); // The endpoint ends it.
         } else if self.closed_by_us.get().is_none() {
             self.closed_by_us.set(Some(error));
+            self.closes.set(true);
             if self.cuts_off()
                 && let Some(endpoint) = self.endpoint.upgrade()
             {

@@ -187,6 +187,9 @@ pub(crate) struct Lane {
     was_established: Cell<bool>,
     end: RefCell<Option<LaneEnd>>,
     closed_by_us: Cell<Option<LaneError>>,
+    /// Whether it has been closed since it was flushed for the last time. The peer is to be told
+    /// before timers fire.
+    pub(in crate::quic) closes: Cell<bool>,
     next_stream: Cell<u64>,
     /// Control messages that stream 0 has not taken yet.
     control_backlog: RefCell<Vec<u8>>,
@@ -244,6 +247,7 @@ impl Lane {
             was_established: Cell::new(false),
             end: RefCell::new(None),
             closed_by_us: Cell::new(None),
+            closes: Cell::new(false),
             next_stream: Cell::new(next_stream),
             control_backlog: RefCell::default(),
             bare_fin: Cell::new(false),

@@ -36,13 +36,12 @@ const PACED_BYTES_MAX: usize = 64 << 10;
 const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES && WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 
 /// The most of a stream's packet that is not its payload: QUIC's header and tag, the STREAM frame's
-/// header, acknowledgements and credit. What waits beside datagrams is rather thought more than it
-/// is: then less is written, until nothing waits, which shows.
+/// header, acknowledgements and credit. Beside datagrams the estimate of what waits errs upwards:
+/// then less is written, until nothing waits, which shows.
 const PACKET_OVERHEAD_MAX: usize = PACKET_OVERHEAD_MIN + 128;
 
-/// A packet of less than this may have neither datagrams nor bytes of a stream, but only
-/// acknowledgements.
-const ACK_PACKET_MAX: usize = PACKET_OVERHEAD_MIN + 64;
+/// quiche uses more than this of the window for any stream that waits.
+const STREAM_PACKET_MIN: usize = PACKET_OVERHEAD_MIN + 32;
 
 /// Payloads of packets that are as large as one header, or less.
 const PAYLOADS_PER_HEADER: usize = 32;
@@ -53,8 +52,15 @@ const PAYLOADS_PER_HEADER: usize = 32;
 const WRITES_PER_FLUSH: u32 = 16;
 
 /// How often the estimate of what waits is relied on until a flush that comes first shows it again.
-/// It misses what is repeated after a loss.
+/// It misses what is repeated after a loss. Beside datagrams, nobody writes from then on until it
+/// is known that nothing waits.
 const KNOWN_FOR: u32 = 16;
+
+/// After so many more packets that came, it is taken for granted: more has been sent meanwhile than
+/// was written in the [`KNOWN_FOR`] before. But not if no stream has sent anything since it was for
+/// the last time: where the window has room for one packet at a time, quiche may take datagrams
+/// alone.
+const HELD_FOR: u32 = 4 * KNOWN_FOR;
 
 /// What limits a lane at the moment, as far as quiche tells.
 #[derive(Debug, Clone, Copy)]
@@ -85,8 +91,14 @@ pub(in crate::quic) struct Unsent {
     writes: Cell<u32>,
     /// How often the estimate may still be relied on.
     known_for: Cell<u32>,
-    /// Whether the packet before, but for acknowledgements, was one of datagrams.
+    /// How often flows beside datagrams were given no room because it was over.
+    held: Cell<u32>,
+    /// Whether it was taken for granted that nothing waits, and no stream has sent since.
+    assumed: Cell<bool>,
+    /// Whether the last packet of this flush was one of datagrams.
     after_datagrams: Cell<bool>,
+    /// Whether this flush had any.
+    beside_datagrams: Cell<bool>,
 }
 
 impl Unsent {
@@ -120,29 +132,32 @@ impl Unsent {
     /// Counts a packet of this size that was taken out.
     pub(in crate::quic) fn packet_sent(&self, bytes: usize, has_datagrams: bool) {
         self.sent.set(self.sent.get() + bytes);
-        let after_datagrams = self.after_datagrams.get();
+        let after_datagrams = self.after_datagrams.replace(has_datagrams);
         if has_datagrams {
+            self.beside_datagrams.set(true);
             if after_datagrams {
                 self.nothing_waits();
             }
-            self.after_datagrams.set(true);
             return;
         }
-        let overhead = if after_datagrams {
+        let overhead = if self.beside_datagrams.get() {
             PACKET_OVERHEAD_MAX
         } else {
             PACKET_OVERHEAD_MIN
         };
         let payload = bytes.saturating_sub(overhead);
         self.waiting.set(self.waiting.get().saturating_sub(payload));
-        if bytes >= ACK_PACKET_MAX {
-            self.after_datagrams.set(false);
+        // Less may be acknowledgements.
+        if bytes >= PACKET_OVERHEAD_MAX {
+            self.assumed.set(false);
         }
     }
 
-    /// Everything has been sent; what the estimate has left belonged to streams that were reset.
+    /// Notes that all bytes of streams have been sent. What the estimate has left was too much, or
+    /// belonged to streams that were reset.
     fn nothing_waits(&self) {
         self.known_for.set(KNOWN_FOR);
+        self.held.set(0);
         self.waiting.set(0);
     }
 
@@ -157,10 +172,15 @@ impl Unsent {
     /// allow it. `capacity` is what it would take of streams.
     pub(in crate::quic) fn stopped(&self, capacity: Option<usize>, packet: usize) {
         let window = capacity.map(|capacity| capacity + self.written.get());
-        let by_window = window.is_some_and(|window| self.sent.get() + packet > window);
+        let left = window.map(|window| window.saturating_sub(self.sent.get()));
+        let by_window = left.is_some_and(|left| left < packet);
         self.stopped_by_window.set(by_window);
         self.packet.set(packet);
-        if !by_window {
+        // quiche begins with datagrams again.
+        self.after_datagrams.set(false);
+        let beside_datagrams = self.beside_datagrams.take();
+        let has_rest = left.is_none_or(|left| left > STREAM_PACKET_MIN);
+        if !by_window || beside_datagrams && has_rest {
             self.nothing_waits();
         }
     }
@@ -168,11 +188,24 @@ impl Unsent {
     /// For how many bytes flows are woken, of `flows` that wait, because something has come. `None`
     /// if a flush must come first.
     pub(super) fn before_flush(&self, limits: Limits, flows: usize) -> Option<usize> {
-        if flows > 1 && !limits.datagrams_wait {
-            let left = self.known_for.get().checked_sub(1)?;
+        if flows > 1 || limits.datagrams_wait {
+            let Some(left) = self.known_for.get().checked_sub(1) else {
+                if limits.datagrams_wait {
+                    self.hold();
+                }
+                return None;
+            };
             self.known_for.set(left);
         }
         Some(self.enough(limits, flows, 1))
+    }
+
+    /// Counts that flows beside datagrams got no room, because it is not known what waits.
+    fn hold(&self) {
+        self.held.set(self.held.get().saturating_add(1));
+        if self.held.get() >= HELD_FOR && !self.assumed.replace(true) {
+            self.nothing_waits();
+        }
     }
 
     /// For how many bytes flows are woken, of `flows` that wait, behind a flush.
@@ -200,7 +233,9 @@ impl Unsent {
         } else {
             QUEUE_BYTES_MAX
         };
-        let window = if limits.datagrams_wait {
+        let window = if limits.datagrams_wait && self.known_for.get() == 0 {
+            0
+        } else if limits.datagrams_wait {
             // What was sent was theirs, too, and says nothing.
             (capacity + BEHIND_WINDOW_BYTES_MAX / flows.max(1)).saturating_sub(waiting)
         } else if flows > 1 {
