@@ -99,8 +99,8 @@ const BBR_START_ROUNDS: usize = 6;
 /// the share that gets lost does not help, as the window shrinks nevertheless; `probe_bw_cwnd_gain`
 /// and `disable_probe_down_early_exit` gain nothing; gentler probes
 /// (`probe_bw_probe_up_pacing_gain` 1.1) do not notice that a small queue is full. What is left of
-/// 1 % and 3 % is the look for the shortest round trip every 10 s: quiche takes losses of that time,
-/// too, for a sign of a slower path, and keeps to it for two seconds.
+/// 1 % and 3 % is the look for the shortest round trip every 10 s: quiche takes losses of that
+/// time, too, for a sign of a slower path, and keeps to it for two seconds.
 fn bbr() -> quiche::BbrParams {
     quiche::BbrParams {
         loss_threshold: Some(BBR_LOSS_MAX),

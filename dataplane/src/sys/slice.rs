@@ -105,7 +105,6 @@ mod tests {
             assert_eq!(after.sched_runtime, before.sched_runtime);
         });
         elsewhere(|| {
-            #[expect(clippy::cast_sign_loss, reason = "a small number")]
             let before = set(|attributes| attributes.sched_policy = libc::SCHED_IDLE as u32);
             shorten().expect("allowed");
             let after = of_this_thread().expect("known");
