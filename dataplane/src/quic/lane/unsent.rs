@@ -36,8 +36,8 @@ const PACED_BYTES_MAX: usize = 64 << 10;
 const _: () = assert!(PACED_BYTES_MAX >= WAKE_AT_BYTES && WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 
 /// The most of a stream's packet that is not its payload: QUIC's header and tag, the STREAM frame's
-/// header, acknowledgements and credit. Beside datagrams the estimate of what waits errs upwards:
-/// then less is written, until nothing waits, which shows.
+/// header, acknowledgements and credit. Beside datagrams the estimate of what waits rather errs
+/// upwards: then less is written, until nothing waits, which shows.
 const PACKET_OVERHEAD_MAX: usize = PACKET_OVERHEAD_MIN + 128;
 
 /// quiche uses more than this of the window for any stream that waits.
@@ -51,15 +51,15 @@ const PAYLOADS_PER_HEADER: usize = 32;
 /// writes with the work around them.
 const WRITES_PER_FLUSH: u32 = 16;
 
-/// How often the estimate of what waits is relied on until a flush that comes first shows it again.
-/// It misses what is repeated after a loss. Beside datagrams, nobody writes from then on until it
-/// is known that nothing waits.
+/// How often flows are woken by the estimate of what waits until a flush that comes first shows it
+/// again. It misses what is repeated after a loss. While datagrams wait, nobody writes from then on
+/// until it is known that nothing of streams does.
 const KNOWN_FOR: u32 = 16;
 
-/// After so many more packets that came, it is taken for granted: more has been sent meanwhile than
-/// was written in the [`KNOWN_FOR`] before. But not if no stream has sent anything since it was for
-/// the last time: where the window has room for one packet at a time, quiche may take datagrams
-/// alone.
+/// After so many flushes that have filled the window without showing it, it is taken for granted,
+/// for one look: more has been sent meanwhile than was written before. But not if no stream has
+/// sent anything since it was for the last time: where each acknowledgement has room for one packet
+/// of datagrams, quiche takes nothing else.
 const HELD_FOR: u32 = 4 * KNOWN_FOR;
 
 /// What limits a lane at the moment, as far as quiche tells.
@@ -91,13 +91,13 @@ pub(in crate::quic) struct Unsent {
     writes: Cell<u32>,
     /// How often the estimate may still be relied on.
     known_for: Cell<u32>,
-    /// How often flows beside datagrams were given no room because it was over.
+    /// Flushes with datagrams since then that have not shown what waits.
     held: Cell<u32>,
     /// Whether it was taken for granted that nothing waits, and no stream has sent since.
     assumed: Cell<bool>,
-    /// Whether the last packet of this flush was one of datagrams.
+    /// Whether the last packet was one of datagrams, and quiche has been asked for no other since.
     after_datagrams: Cell<bool>,
-    /// Whether this flush had any.
+    /// Whether this flush had any so far.
     beside_datagrams: Cell<bool>,
 }
 
@@ -122,6 +122,7 @@ impl Unsent {
     /// Notes that the lane is being flushed.
     pub(in crate::quic) fn flushed(&self) {
         self.writes.set(0);
+        self.beside_datagrams.set(false);
     }
 
     /// Whether the lane was written to so often that it is flushed before the turn ends.
@@ -182,6 +183,17 @@ impl Unsent {
         let has_rest = left.is_none_or(|left| left > STREAM_PACKET_MIN);
         if !by_window || beside_datagrams && has_rest {
             self.nothing_waits();
+        } else if beside_datagrams && self.known_for.get() == 0 {
+            self.hold();
+        }
+    }
+
+    /// Counts that a flush has not shown what waits, beside datagrams.
+    fn hold(&self) {
+        self.held.set(self.held.get().saturating_add(1));
+        if self.held.get() >= HELD_FOR && !self.assumed.replace(true) {
+            self.nothing_waits();
+            self.known_for.set(2); // The second look finds it at its end.
         }
     }
 
@@ -189,23 +201,10 @@ impl Unsent {
     /// if a flush must come first.
     pub(super) fn before_flush(&self, limits: Limits, flows: usize) -> Option<usize> {
         if flows > 1 || limits.datagrams_wait {
-            let Some(left) = self.known_for.get().checked_sub(1) else {
-                if limits.datagrams_wait {
-                    self.hold();
-                }
-                return None;
-            };
+            let left = self.known_for.get().checked_sub(1)?;
             self.known_for.set(left);
         }
         Some(self.enough(limits, flows, 1))
-    }
-
-    /// Counts that flows beside datagrams got no room, because it is not known what waits.
-    fn hold(&self) {
-        self.held.set(self.held.get().saturating_add(1));
-        if self.held.get() >= HELD_FOR && !self.assumed.replace(true) {
-            self.nothing_waits();
-        }
     }
 
     /// For how many bytes flows are woken, of `flows` that wait, behind a flush.

@@ -145,9 +145,6 @@ impl Path {
         let mut sent = 0;
         loop {
             let left = self.window - self.in_flight;
-            if left < HEADERS - 10 {
-                break; // It does not even look what there is.
-            }
             let has_stream = self.queued + self.small > 0 && left > HEADERS;
             let datagram = self.datagrams.filter(|bytes| *bytes <= left);
             let datagram = datagram.filter(|_| self.prefers_datagrams || !has_stream);
@@ -197,7 +194,7 @@ struct Run {
 
 /// A lane with this many flows. Each acknowledgement frees `freed`.
 fn run(flows: usize, freed: usize, datagrams: Option<usize>, repeats: Option<usize>) -> Run {
-    const ROUNDS: usize = 2_000;
+    const ROUNDS: usize = 5_000;
     let unsent = Unsent::default();
     let mut path = Path {
         window: 1_000_000,
@@ -273,14 +270,16 @@ fn what_is_repeated_after_losses_does_not_pile_up_unseen() {
 fn flows_beside_datagrams_that_keep_the_window_full_get_their_part_and_no_more() {
     for flows in [1, 2, 100, 5_000] {
         for freed in [PACKET, 2 * PACKET, 17 * PACKET + 300, 100 * PACKET] {
-            for datagram in [100, 240, 1_034, PACKET] {
+            for datagram in [100, 240, 1_034, 1_130, PACKET] {
                 for repeats in [None, Some(100), Some(5)] {
                     let run = run(flows, freed, Some(datagram), repeats);
                     let case = format!("{flows}, {freed}, {datagram}, {repeats:?}: {run:?}");
                     // A packet of each in turn, of different sizes.
                     let part = PACKET as f64 / (PACKET + datagram) as f64;
-                    // Where there is no room for both, quiche may send the one kind alone.
-                    assert!(run.used > 0.3 * part || freed < datagram + PACKET, "{case}");
+                    // quiche begins each flush with datagrams: where there is room for few
+                    // packets, they may get nearly all of it.
+                    let few = freed < 2 * (datagram + PACKET);
+                    assert!(run.used > 0.3 * part || few, "{case}");
                     assert!(run.flushes < 3.0, "{case}");
                     assert!(run.waited < QUEUE_BYTES_MAX + freed, "{case}");
                 }
