@@ -15,6 +15,11 @@
 //! - After that flush, if it has come first because what waits was not known, or has left room.
 //! - After a flush that has filled the window only where much room is left: the next
 //!   acknowledgement brings more, and each flow then reads with one call instead of two.
+//!
+//! After a flush that has not filled the window, nothing waits. Datagrams may keep it full for
+//! ever. But quiche puts datagrams and a stream into packets of their own, and takes the other kind
+//! next where both wait: two packets of datagrams in a row say that no stream waits, and so does a
+//! rest of the window that is too small for a datagram.
 
 use std::cell::Cell;
 
