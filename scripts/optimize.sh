@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Builds qmux-dp and qmux-ctl, optimized by a profile of traffic: the compiler is told which ways through the program are
-# taken. Such a build executes an eighth fewer instructions of its own than `cargo build --release`, and takes three times
-# as long to make: some 20 minutes on two CPUs.
+# Builds qmux-dp and qmux-ctl, optimized by a profile of traffic: the compiler is told which ways
+# through the program are taken. Such a build executes an eighth fewer instructions of its own than
+# `cargo build --release`, and takes three times as long to make: some 20 minutes on two CPUs.
 #
 #   scripts/optimize.sh             qmux-dp and qmux-ctl
-#   scripts/optimize.sh --baseline  quinn-dp as well, by a profile of the same traffic, to be measured beside it:
+#   scripts/optimize.sh --baseline  quinn-dp as well, by a profile of the same traffic, to be
+#                                   measured beside it:
 #                                   scripts/goals.sh --programs target/optimized/release
 #
-# The programs are then in target/optimized/release. Their profile is made here, by iperf3 and the loads of qmux-bench over
-# loopback, and holds for this source and compiler alone. Needs the llvm-tools of the toolchain, and has rustup add them.
+# The programs are then in target/optimized/release. Their profile is made here, by iperf3 and the
+# loads of qmux-bench over loopback, and holds for this source and compiler alone. Needs iperf3, and
+# the llvm-tools of the toolchain, which it has rustup add.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -63,7 +65,8 @@ build() { # flag programs
     shift
     local programs=()
     for program in "$@"; do programs+=(--bin "$program"); done
-    CARGO_TARGET_DIR=$target/optimized/build CARGO_ENCODED_RUSTFLAGS="${flags:+$flags$separator}$flag" \
+    CARGO_TARGET_DIR=$target/optimized/build \
+        CARGO_ENCODED_RUSTFLAGS="${flags:+$flags$separator}$flag" \
         cargo build --locked --release --target "$host" "${programs[@]}"
 }
 built=$target/optimized/build/$host/release
@@ -73,25 +76,28 @@ rm -rf "$profiles"
 mkdir -p "$profiles"
 build "-Cprofile-generate=$profiles" "${measured[@]}"
 
-# Each load a few seconds, as more of it adds nothing. Packets of a network and of loopback, both directions, many and few
-# flows, and lanes over TLS.
+# Each load a few seconds, as more of it adds nothing. Packets of a network and of loopback, both
+# directions, many and few flows, and lanes over TLS.
 train() { # kinds command options
     local kinds=$1
     shift
-    "$bench" "$@" --tunnels "$kinds" --programs "$built" --repeats 1 --seconds 2 --warm-up 0.5 >"$profiles/last.log" 2>&1 ||
+    "$bench" "$@" --tunnels "$kinds" --programs "$built" --repeats 1 --seconds 2 --warm-up 0.5 \
+        >"$profiles/last.log" 2>&1 ||
         fail "the load '$*' failed: $(tail -n 3 "$profiles/last.log")"
 }
 echo "optimize: making traffic"
-ours=qmux-dp all=qmux-dp
+all=qmux-dp
 ! $baseline || all=qmux-dp,quinn-dp,quinn-dp-tuned
-train "$all" iperf --streams 1,4 --cases '=tcp ×1,=tcp ×4,=tcp reverse'
-train "$all" iperf --streams 1,4 --cases '=tcp ×1,=tcp ×4,=tcp reverse' --quic 'max_udp_payload = 1452'
+bulk=(iperf --streams '1,4' --cases '=tcp ×1,=tcp ×4,=tcp reverse')
+train "$all" "${bulk[@]}"
+train "$all" "${bulk[@]}" --quic 'max_udp_payload = 1452'
 train "$all" udp --sizes 64,1150
 train "$all" connect --visitors 1,64 --cases echo
 train "$all" latency --cases =ping-pong
-train "$ours-tls" iperf --streams 1 --cases '=tcp ×1,=tcp reverse'
+train qmux-dp-tls iperf --streams 1 --cases '=tcp ×1,=tcp reverse'
 written=("$profiles"/*.profraw)
-[ ${#written[@]} -ge ${#measured[@]} ] || fail "not every program has written a profile to $profiles"
+[ ${#written[@]} -ge ${#measured[@]} ] ||
+    fail "not every program has written a profile to $profiles"
 "$profdata" merge --output "$profiles/merged.profdata" "${written[@]}"
 # By its name, cargo sees that a profile is another one.
 sum=$(sha256sum "$profiles/merged.profdata")

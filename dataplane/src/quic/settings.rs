@@ -94,13 +94,14 @@ const BBR_START_ROUNDS: usize = 6;
 /// policer, but with 3 % lost at random 63 instead of 87 %, with 5 % lost 16 instead of 79 %;
 /// `probe_bw_probe_down_pacing_gain`, `use_bytes_delivered_for_inflight_hi`,
 /// `enable_reno_coexistence`, `enable_overestimate_avoidance` and steeper probes give the policer a
-/// point or two at most. Other ways to lower the estimate on loss (`bw_lo_reduction_strategy`)
-/// lower it while a connection starts, too, where one early loss stops its growth; pacing faster by
-/// the share that gets lost does not help, as the window shrinks nevertheless; `probe_bw_cwnd_gain`
-/// and `disable_probe_down_early_exit` gain nothing; gentler probes
-/// (`probe_bw_probe_up_pacing_gain` 1.1) do not notice that a small queue is full. What is left of
-/// 1 % and 3 % is the look for the shortest round trip every 10 s: quiche takes losses of that
-/// time, too, for a sign of a slower path, and keeps to it for two seconds.
+/// point or two at most (builds with other values, `qmux-bench link --profile policer --cases
+/// service --warm-up 3 --seconds 3`, and `reference,loss-percent=3`). Other ways to lower the
+/// estimate on loss (`bw_lo_reduction_strategy`) lower it while a connection starts, too, where one
+/// early loss stops its growth; pacing faster by the share that gets lost does not help, as the
+/// window shrinks nevertheless; `probe_bw_cwnd_gain` and `disable_probe_down_early_exit` gain
+/// nothing; gentler probes (`probe_bw_probe_up_pacing_gain` 1.1) do not notice that a small queue
+/// is full. What is left of 1 % and 3 % is the look for the shortest round trip every 10 s: quiche
+/// takes losses of that time, too, for a sign of a slower path, and keeps to it for two seconds.
 fn bbr() -> quiche::BbrParams {
     quiche::BbrParams {
         loss_threshold: Some(BBR_LOSS_MAX),
