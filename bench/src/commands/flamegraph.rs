@@ -148,7 +148,8 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool> {
         service: &service,
         processes: &processes,
     };
-    let traffic = under.load(|| record(args, process, &data))?;
+    let counted = setup.site.path().join("counted.csv");
+    let traffic = under.load(|| record(args, process, &data, &counted))?;
     for complaint in tunnel.stop().complaints {
         eprintln!("{complaint}");
     }
@@ -170,7 +171,7 @@ struct Under<'a> {
 
 impl Under<'_> {
     /// Records while the load runs.
-    fn load(&self, record: impl FnOnce() -> Result<()> + Send) -> Result<Traffic> {
+    fn load(&self, record: impl FnOnce() -> Result<f64> + Send) -> Result<Traffic> {
         let (args, visit) = (self.args, self.tunnel.visit);
         let way = match args.scenario {
             Scenario::Tcp => Way::Up,
@@ -202,7 +203,7 @@ impl Under<'_> {
     fn metered(
         &self,
         bytes: impl Fn() -> u64,
-        record: impl FnOnce() -> Result<()> + Send,
+        record: impl FnOnce() -> Result<f64> + Send,
     ) -> Result<Traffic> {
         let recorded = Duration::from_secs(self.args.seconds);
         let length = recorded.saturating_sub(2 * PERF_START);
@@ -221,19 +222,21 @@ impl Under<'_> {
             let counter = self.args.scenario.counter();
             let packets = grown.map(|(before, after)| after.growth(&before, counter) * share);
             let recorded = recording.join();
-            recorded.unwrap_or_else(|_| bail!("recording has panicked"))?;
+            let on_cpu = recorded.unwrap_or_else(|_| bail!("recording has panicked"))?;
             Ok(Traffic {
                 bytes: bytes * share,
                 packets,
-                cpu_seconds: usage.tunnel_cpu_seconds() * share,
+                on_cpu_seconds: on_cpu,
+                charged_seconds: usage.tunnel_cpu_seconds() * share,
             })
         })
     }
 }
 
-/// Records the stacks of a process. `cpu-clock` needs no hardware counters, which virtual machines
+/// Records the stacks of a process, and counts the seconds that it is on a CPU meanwhile, which
+/// are returned. `cpu-clock` and `task-clock` need no hardware counters, which virtual machines
 /// rarely have.
-fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<()> {
+fn record(args: &ProfileArgs, process: &Metered, data: &Path, counted: &Path) -> Result<f64> {
     let (seconds, graph, pid) = (args.seconds, &args.call_graph, process.pid);
     let limit = Duration::from_secs(seconds) + PERF_OVERHEAD;
     Launch::new("perf record", "perf")
@@ -241,9 +244,21 @@ fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<()> {
             "record -e cpu-clock --quiet --call-graph {graph} -F {FREQUENCY} -p {pid}"
         ))
         .args(["-o".as_ref(), data])
+        .words(&format!("-- perf stat -x, -e task-clock -p {pid} -o"))
+        .args([counted])
         .words(&format!("-- sleep {seconds}"))
         .succeed(limit)?;
-    Ok(())
+    let counted = read(counted)?;
+    let seconds = on_cpu_seconds(&counted);
+    seconds.with_context(|| format!("perf stat has counted nothing: {counted}"))
+}
+
+/// The seconds of `task-clock`, from what `perf stat -x,` writes, which is in milliseconds.
+fn on_cpu_seconds(counted: &str) -> Option<f64> {
+    let lines = counted.lines().filter(|line| line.contains(",task-clock"));
+    let milliseconds = lines.filter_map(|line| line.split(',').next()?.parse::<f64>().ok());
+    let seconds: f64 = milliseconds.sum::<f64>() / 1e3;
+    (seconds > 0.0).then_some(seconds)
 }
 
 fn name(value: &impl ValueEnum) -> String {
@@ -292,4 +307,23 @@ fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<()>
         say!("wrote {}", path.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_on_the_cpu_are_read_from_what_perf_stat_writes() {
+        let written = "\
+# started on Mon Nov 30 14:49:52 2026
+
+1334.27,msec,task-clock,1334270000,100.00,0.666,CPUs utilized
+";
+        let seconds = on_cpu_seconds(written).expect("it has counted something");
+        assert!((seconds - 1.334_27).abs() < 1e-9, "{seconds}");
+        for nothing in ["", "<not counted>,msec,task-clock,0,100.00,,\n"] {
+            assert_eq!(on_cpu_seconds(nothing), None, "{nothing}");
+        }
+    }
 }

@@ -241,9 +241,12 @@ fn stages(results: &Results, name: &str) -> (Vec<Report>, Option<String>) {
     }
     let sum = |profile: &Profile| Some(profile.stages.iter().map(|it| it.1 as f64).sum());
     push("sum", &sum);
-    push("measured by the system", &|it| {
-        Some(it.traffic.cpu_seconds * 1e9)
-    });
+    for at in 0..2 {
+        let names = profiles.first().map(|it| it.traffic.measured()[at].0);
+        push(names.unwrap_or_default(), &|it| {
+            Some(it.traffic.measured()[at].1)
+        });
+    }
     let table = (!profiles.is_empty()).then(|| table.to_markdown());
     (results.reports(name), table)
 }
