@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use qmux_config::ProxyProtocol;
 use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
@@ -22,7 +23,7 @@ use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
 use crate::sys::limits;
-use crate::sys::tcp::TcpSocket;
+use crate::sys::tcp::{FirstBytes, TcpSocket};
 
 /// How long the service may take to accept a connection: a visitor waits for it, and a SYN is
 /// repeated after 1 and 3 seconds (tcp(7)).
@@ -162,7 +163,8 @@ async fn open(
                     watch,
                     all_read: Cell::new(fin),
                 };
-                let reach = reach(lane, &header);
+                let has_written = bytes.len() > length;
+                let reach = reach(lane, &header, has_written);
                 let (service, socket) = visitor.while_there(reach).await?;
                 let fin = visitor.all_read.get();
                 let mut early = before_visitor(&service, &header);
@@ -263,16 +265,20 @@ impl Visitor<'_> {
     }
 }
 
-/// Finds the service that the visitor wants, and connects to it.
+/// Finds the service that the visitor wants, and connects to it. `has_written` says whether the
+/// visitor has sent bytes already.
 async fn reach(
     lane: &ClientLane,
     header: &OpenHeader,
+    has_written: bool,
 ) -> Result<(Arc<Service>, TcpSocket), FlowError> {
     let Some(service) = lane.settings.services.find(&header.service, Protocol::Tcp) else {
         return Err(refused_unknown(lane, header));
     };
     let port = port(lane, header, service).await?;
-    let socket = dial(lane, header, service, port).await?;
+    let has_header = service.local.proxy_protocol != ProxyProtocol::Off;
+    let first = FirstBytes::ready_if(has_written || has_header);
+    let socket = dial(lane, header, service, port, first).await?;
     Ok((Arc::clone(service), socket))
 }
 
@@ -323,9 +329,10 @@ async fn dial(
     header: &OpenHeader,
     service: &Service,
     port: u16,
+    first: FirstBytes,
 ) -> Result<TcpSocket, FlowError> {
     let began = Instant::now();
-    let result = connect(service, port, DIAL_TIMEOUT).await;
+    let result = connect(service, port, first, DIAL_TIMEOUT).await;
     if result.is_ok() {
         let histograms = &lane.context.histograms;
         histograms.dial_seconds.observe_time(began.elapsed());

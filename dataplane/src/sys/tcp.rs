@@ -44,6 +44,26 @@ enum Later {
     Unset,
 }
 
+/// Whether there are bytes for the peer when a connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstBytes {
+    /// They are written as soon as it is connected. Their segment acknowledges the handshake, too,
+    /// so the peer gets both at once, and is woken once. Should they not come, the kernel
+    /// acknowledges after 200 ms.
+    Ready,
+    /// The peer may have to speak first.
+    Unknown,
+}
+
+impl FirstBytes {
+    pub(crate) fn ready_if(there_are_some: bool) -> FirstBytes {
+        match there_are_some {
+            true => FirstBytes::Ready,
+            false => FirstBytes::Unknown,
+        }
+    }
+}
+
 /// One connected TCP socket, owned by one core.
 #[derive(Debug)]
 pub(crate) struct TcpSocket {
@@ -70,11 +90,15 @@ impl TcpSocket {
     ///
     /// # Errors
     /// Those of socket(2) and connect(2) ([`limits::is_own_want`]).
-    pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
+    pub(crate) async fn connect(addr: SocketAddr, first: FirstBytes) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         limits::for_flows(&socket)?;
         socket.set_linger(Some(Duration::ZERO))?;
+        if first == FirstBytes::Ready {
+            // If this fails, the handshake takes a segment more.
+            let _refused = rustix::net::sockopt::set_tcp_quickack(&socket, false);
+        }
         TcpSocket::finish_connecting(socket, addr).await
     }
 
@@ -143,7 +167,20 @@ impl TcpSocket {
 
     /// Writes what fits: `WouldBlock` means wait for [`TcpSocket::writable`].
     pub(crate) fn try_write(&self, from: &[u8]) -> io::Result<usize> {
+        self.send(from, SendFlags::empty())
+    }
+
+    /// Like [`TcpSocket::try_write`], for bytes behind which the socket is shut down or closed at
+    /// once: what fills no segment waits for that, so that the FIN needs no segment of its own, and
+    /// the peer is woken once.
+    pub(crate) fn try_write_last(&self, from: &[u8]) -> io::Result<usize> {
+        self.send(from, SendFlags::MORE)
+    }
+
+    fn send(&self, from: &[u8], flags: SendFlags) -> io::Result<usize> {
+        // Nothing that is the last is held back by Nagle's algorithm.
         if self.nodelay.get() == Later::Unset
+            && !flags.contains(SendFlags::MORE)
             && (self.has_written.replace(true) || from.len() > ONE_SEGMENT_BYTES)
         {
             self.nodelay.set(Later::Set);
@@ -154,7 +191,7 @@ impl TcpSocket {
             match rustix::net::send(
                 super::borrow(&self.io),
                 from,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL | flags,
             ) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => return Ok(result?),
@@ -351,7 +388,9 @@ mod tests {
             .build()
             .expect("a runtime");
         runtime.block_on(async move {
-            let socket = TcpSocket::connect(addr).await.expect("connected");
+            let socket = TcpSocket::connect(addr, FirstBytes::Unknown)
+                .await
+                .expect("connected");
             let (accepted, _) = service.accept().expect("queued");
             test(socket, accepted);
         });
@@ -387,6 +426,68 @@ mod tests {
         });
     }
 
+    /// Whether `attempt` succeeds in one of ten tries: what the kernel holds back for 200 ms is
+    /// seen to be held back unless the machine stands still for as long.
+    fn in_one_of_ten(attempt: impl Fn() -> bool) -> bool {
+        (0..10).any(|_| attempt())
+    }
+
+    fn is_not_there_yet<T>(result: io::Result<T>) -> bool {
+        result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn a_service_gets_a_connection_together_with_the_bytes_that_are_ready() {
+        let together = |first| {
+            let service = TcpListener::bind("127.0.0.1:0").expect("bind");
+            service.set_nonblocking(true).expect("nonblocking");
+            let addr = service.local_addr().expect("bound");
+            let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async move {
+                let socket = TcpSocket::connect(addr, first).await.expect("connected");
+                let waits = is_not_there_yet(service.accept());
+                socket.try_write(b"a request").expect("written");
+                if waits {
+                    // On loopback it is there when the write returns.
+                    let (mut accepted, _) = service.accept().expect("queued");
+                    let mut bytes = [0; 9];
+                    accepted.read_exact(&mut bytes).expect("there");
+                    assert_eq!(&bytes, b"a request");
+                }
+                waits
+            })
+        };
+        assert!(in_one_of_ten(|| together(FirstBytes::Ready)));
+        assert!(
+            !together(FirstBytes::Unknown),
+            "the service may speak first"
+        );
+    }
+
+    #[test]
+    fn the_last_bytes_leave_with_the_fin() {
+        let together = || {
+            let seen = Cell::new(false);
+            with_connected(|socket, mut service| {
+                service.set_nonblocking(true).expect("nonblocking");
+                socket.try_write(b"a request").expect("written");
+                let mut bytes = [0; 32];
+                assert_eq!(service.read(&mut bytes).expect("there"), 9);
+                socket.try_write_last(b"the last").expect("written");
+                seen.set(is_not_there_yet(service.read(&mut bytes)));
+                socket.shutdown_write().expect("connected");
+                if seen.get() {
+                    assert_eq!(service.read(&mut bytes).expect("there"), 8);
+                    assert_eq!(service.read(&mut bytes).expect("the FIN"), 0);
+                }
+            });
+            seen.get()
+        };
+        assert!(in_one_of_ten(together));
+    }
+
     #[test]
     fn a_port_where_nobody_listens_on_this_machine_refuses() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -396,7 +497,7 @@ mod tests {
             .build()
             .expect("a runtime");
         let error = runtime
-            .block_on(TcpSocket::connect(addr))
+            .block_on(TcpSocket::connect(addr, FirstBytes::Ready))
             .expect_err("nobody listens");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }

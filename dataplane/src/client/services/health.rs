@@ -30,7 +30,7 @@ use crate::core::event::Event;
 use crate::flow::udp::refusals::UdpRefusals;
 use crate::jitter::jittered;
 use crate::sys::limits;
-use crate::sys::tcp::TcpSocket;
+use crate::sys::tcp::{FirstBytes, TcpSocket};
 
 /// The core that makes the checks.
 const CHECKING_CORE: usize = 0;
@@ -306,8 +306,10 @@ impl Checker {
     async fn check(&self) -> io::Result<()> {
         let local = &self.service.local;
         let port = local.check_port().unwrap_or_default();
-        let socket = connect(&self.service, port, local.health_check_timeout).await?;
         let header = proxy_header::of_ourselves(local.proxy_protocol);
+        let first = FirstBytes::ready_if(!header.is_empty());
+        let timeout = local.health_check_timeout;
+        let socket = connect(&self.service, port, first, timeout).await?;
         if !header.is_empty() {
             // A new socket has room for more than that.
             socket.try_write(&header)?;
@@ -331,6 +333,7 @@ impl Checker {
 pub(crate) async fn connect(
     service: &Service,
     port: u16,
+    first: FirstBytes,
     timeout: Duration,
 ) -> io::Result<TcpSocket> {
     let mut last = io::Error::new(
@@ -339,7 +342,7 @@ pub(crate) async fn connect(
     );
     let mut answered = false;
     for host in service.host.addresses().iter() {
-        let attempt = TcpSocket::connect(service.at(*host, port));
+        let attempt = TcpSocket::connect(service.at(*host, port), first);
         match crate::core::time::timeout(timeout, attempt).await {
             Ok(Ok(socket)) => return Ok(socket),
             // That this host lacks what it needs for one address says less than the answer of

@@ -27,7 +27,7 @@ impl Flow {
             ..
         } = &self.ends;
         self.fin_read.set(early_fin);
-        self.write_socket(&early).await?;
+        self.write_socket(&early, early_fin).await?;
         drop(early);
         let mut size = BlockSize::Small;
         let mut moved = 0;
@@ -50,7 +50,7 @@ impl Flow {
                 StreamRead::Bytes(read, fin) => {
                     size = size.after(read, capacity);
                     self.fin_read.set(fin);
-                    self.write_socket(&block.bytes()[..read]).await?;
+                    self.write_socket(&block.bytes()[..read], fin).await?;
                     moved += read;
                     if moved >= BYTES_PER_TURN && !fin {
                         moved = 0;
@@ -70,7 +70,8 @@ impl Flow {
         }
     }
 
-    async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stopped> {
+    /// Gives all of `bytes` to the socket. If they are the `last`, a FIN follows them at once.
+    async fn write_socket(&self, mut bytes: &[u8], last: bool) -> Result<(), Stopped> {
         let TcpFlow {
             socket,
             lane,
@@ -88,7 +89,11 @@ impl Flow {
             }
         }
         while !bytes.is_empty() {
-            match socket.try_write(bytes) {
+            let written = match last {
+                true => socket.try_write_last(bytes),
+                false => socket.try_write(bytes),
+            };
+            match written {
                 Ok(written) => {
                     watch.socket_took();
                     self.count_out(written as u64);
