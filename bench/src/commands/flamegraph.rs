@@ -239,7 +239,10 @@ impl Under<'_> {
 fn record(args: &ProfileArgs, process: &Metered, data: &Path, counted: &Path) -> Result<f64> {
     let (seconds, graph, pid) = (args.seconds, &args.call_graph, process.pid);
     let limit = Duration::from_secs(seconds) + PERF_OVERHEAD;
+    // Samples are taken while perf stat starts and ends, too: a few milliseconds. In the C locale
+    // it writes numbers as they are read here.
     Launch::new("perf record", "perf")
+        .env("LC_ALL", "C")
         .words(&format!(
             "record -e cpu-clock --quiet --call-graph {graph} -F {FREQUENCY} -p {pid}"
         ))

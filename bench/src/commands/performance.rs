@@ -15,7 +15,7 @@ use crate::goals::{Found, Page, in_turn};
 use crate::harness::cleanup::say;
 use crate::harness::machine::Machine;
 use crate::harness::read;
-use crate::report::stages::Profile;
+use crate::report::stages::{CHARGED, ON_CPU, Profile};
 use crate::report::{Metric, Report, Table};
 
 /// What begins and ends such a line, and what ends what stands under it.
@@ -241,12 +241,8 @@ fn stages(results: &Results, name: &str) -> (Vec<Report>, Option<String>) {
     }
     let sum = |profile: &Profile| Some(profile.stages.iter().map(|it| it.1 as f64).sum());
     push("sum", &sum);
-    for at in 0..2 {
-        let names = profiles.first().map(|it| it.traffic.measured()[at].0);
-        push(names.unwrap_or_default(), &|it| {
-            Some(it.traffic.measured()[at].1)
-        });
-    }
+    push(ON_CPU, &|it| Some(it.traffic.on_cpu_seconds * 1e9));
+    push(CHARGED, &|it| Some(it.traffic.charged_seconds * 1e9));
     let table = (!profiles.is_empty()).then(|| table.to_markdown());
     (results.reports(name), table)
 }

@@ -80,6 +80,9 @@ const RULES: &[(&str, Of, &str)] = &[
     ("runtime", Owner, RUNTIME),
 ];
 
+pub(crate) const ON_CPU: &str = "time on the CPU, as perf counts";
+pub(crate) const CHARGED: &str = "charged by the scheduler";
+
 /// What no rule knows.
 const OTHER: &str = "not grouped";
 
@@ -107,9 +110,10 @@ impl Traffic {
     /// What the stages should add up to, in nanoseconds, by its name.
     pub(crate) fn measured(&self) -> [(&'static str, f64); 2] {
         [
-            ("time on the CPU, as perf counts", self.on_cpu_seconds * 1e9),
-            ("charged by the scheduler", self.charged_seconds * 1e9),
+            (ON_CPU, self.on_cpu_seconds),
+            (CHARGED, self.charged_seconds),
         ]
+        .map(|(name, seconds)| (name, seconds * 1e9))
     }
 }
 
@@ -189,7 +193,7 @@ pub(crate) fn table(stages: &[Stage], traffic: &Traffic) -> String {
     }
     let [on_cpu, charged] = traffic.measured().map(|(_, ns)| grouped / ns * 100.0);
     text + &format!(
-        "the sum is {on_cpu:.1} % of the time on the CPU, {charged:.1} % of what is charged for it\n"
+        "the sum is {on_cpu:.1} % of the time on the CPU, {charged:.1} % of what is charged\n"
     )
 }
 
@@ -280,7 +284,7 @@ core-0;start_thread;a_function_of_the_future 10
             "     0.990            99   99.0  sum of what is grouped",
             "     1.100           110  110.0  time on the CPU, as perf counts",
             "     0.900            90   90.0  charged by the scheduler",
-            "the sum is 90.0 % of the time on the CPU, 110.0 % of what is charged for it",
+            "the sum is 90.0 % of the time on the CPU, 110.0 % of what is charged",
         ] {
             assert!(text.contains(line), "{text}");
         }
