@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_tcp_quickack;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
@@ -47,9 +48,10 @@ enum Later {
 /// Whether there are bytes for the peer when a connection begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FirstBytes {
-    /// They are written as soon as it is connected. Their segment acknowledges the handshake, too,
-    /// so the peer gets both at once, and is woken once. Should they not come, the kernel
-    /// acknowledges after 200 ms.
+    /// They are written in the same turn of the core. On this machine, their segment acknowledges
+    /// the handshake, too, so that the peer gets both at once, and is woken once. Should they not
+    /// come, the kernel acknowledges after 200 ms. Elsewhere the handshake is acknowledged by
+    /// itself, because nobody knows what is on the way: a SYN proxy takes no bytes before.
     Ready,
     /// The peer may have to speak first.
     Unknown,
@@ -70,6 +72,8 @@ pub(crate) struct TcpSocket {
     io: monoio::net::TcpStream,
     nodelay: Cell<Later>,
     keepalive: Cell<Later>,
+    /// Set, unless the kernel was asked to wait with acknowledgements.
+    quickack: Cell<Later>,
     has_written: Cell<bool>,
 }
 
@@ -81,6 +85,7 @@ impl TcpSocket {
             io: monoio::net::TcpStream::from_std(stream)?,
             nodelay: Cell::new(Later::Set),
             keepalive: Cell::new(Later::Set),
+            quickack: Cell::new(Later::Set),
             has_written: Cell::new(false),
         })
     }
@@ -95,11 +100,16 @@ impl TcpSocket {
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         limits::for_flows(&socket)?;
         socket.set_linger(Some(Duration::ZERO))?;
-        if first == FirstBytes::Ready {
+        let with_bytes = first == FirstBytes::Ready && addr.ip().is_loopback();
+        if with_bytes {
             // If this fails, the handshake takes a segment more.
-            let _refused = rustix::net::sockopt::set_tcp_quickack(&socket, false);
+            let _refused = set_tcp_quickack(&socket, false);
         }
-        TcpSocket::finish_connecting(socket, addr).await
+        let socket = TcpSocket::finish_connecting(socket, addr).await?;
+        if with_bytes {
+            socket.quickack.set(Later::Unset);
+        }
+        Ok(socket)
     }
 
     /// Adopts a connected socket that carries a lane. It keeps little unsent data, so that new data
@@ -170,9 +180,9 @@ impl TcpSocket {
         self.send(from, SendFlags::empty())
     }
 
-    /// Like [`TcpSocket::try_write`], for bytes behind which the socket is shut down or closed at
-    /// once: what fills no segment waits for that, so that the FIN needs no segment of its own, and
-    /// the peer is woken once.
+    /// Like [`TcpSocket::try_write`], for bytes behind which the socket is shut down at once: what
+    /// fills no segment waits for that, or for 200 ms, so that the FIN needs no segment of its own,
+    /// and the peer is woken once.
     pub(crate) fn try_write_last(&self, from: &[u8]) -> io::Result<usize> {
         self.send(from, SendFlags::MORE)
     }
@@ -229,6 +239,18 @@ impl TcpSocket {
     pub(crate) fn close_with_fin(&self) {
         // Fails only on a socket that is already gone.
         let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(None);
+    }
+
+    /// The peer has not ended with its first bytes: from now on what it sends is acknowledged at
+    /// once, as on any new connection. After a handshake with [`FirstBytes::Ready`] the kernel
+    /// expects questions and answers, and lets acknowledgements wait 40 ms for the next question
+    /// (`tcp_event_data_sent()`); a peer with Nagle's algorithm would wait for them with the second
+    /// small piece of its answer.
+    pub(crate) fn acknowledge_at_once(&self) {
+        if self.quickack.replace(Later::Set) == Later::Unset {
+            // Fails only on a socket that is already gone.
+            let _gone = set_tcp_quickack(super::borrow(&self.io), true);
+        }
     }
 
     /// The connection has lived for a while: from now on a peer that vanishes is noticed.
@@ -355,7 +377,7 @@ pub(crate) fn refuse(stream: TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Read as _};
+    use std::io::{ErrorKind, Read as _, Write as _};
 
     use crate::sys::bind;
 
@@ -380,14 +402,16 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 
+    fn in_a_runtime<T>(future: impl Future<Output = T>) -> T {
+        let runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build();
+        runtime.expect("a runtime").block_on(future)
+    }
+
     /// Runs `test` on a socket that has connected to a service, and on the service's end.
     fn with_connected(test: impl FnOnce(TcpSocket, TcpStream)) {
         let service = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = service.local_addr().expect("bound");
-        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(async move {
+        in_a_runtime(async move {
             let socket = TcpSocket::connect(addr, FirstBytes::Unknown)
                 .await
                 .expect("connected");
@@ -426,8 +450,9 @@ mod tests {
         });
     }
 
-    /// Whether `attempt` succeeds in one of ten tries: what the kernel holds back for 200 ms is
-    /// seen to be held back unless the machine stands still for as long.
+    /// Whether `attempt` succeeds in one of ten tries: what the kernel holds back for 40 ms or more
+    /// is seen to be held back, and what it does at once to be done, unless the machine stands
+    /// still each time.
     fn in_one_of_ten(attempt: impl Fn() -> bool) -> bool {
         (0..10).any(|_| attempt())
     }
@@ -436,56 +461,82 @@ mod tests {
         result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Connects to a service, writes, and runs `test` on both ends.
+    fn with_asked(test: impl FnOnce(&TcpSocket, TcpStream)) {
+        let service = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = service.local_addr().expect("bound");
+        in_a_runtime(async move {
+            let connecting = TcpSocket::connect(addr, FirstBytes::Ready);
+            let socket = connecting.await.expect("connected");
+            socket.try_write(b"a request").expect("written");
+            let (mut accepted, _) = service.accept().expect("it comes with the bytes");
+            accepted.read_exact(&mut [0; 9]).expect("there");
+            test(&socket, accepted);
+        });
+    }
+
     #[test]
     fn a_service_gets_a_connection_together_with_the_bytes_that_are_ready() {
-        let together = |first| {
+        let is_held_back = |first| {
             let service = TcpListener::bind("127.0.0.1:0").expect("bind");
             service.set_nonblocking(true).expect("nonblocking");
             let addr = service.local_addr().expect("bound");
-            let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(async move {
-                let socket = TcpSocket::connect(addr, first).await.expect("connected");
-                let waits = is_not_there_yet(service.accept());
-                socket.try_write(b"a request").expect("written");
-                if waits {
-                    // On loopback it is there when the write returns.
-                    let (mut accepted, _) = service.accept().expect("queued");
-                    let mut bytes = [0; 9];
-                    accepted.read_exact(&mut bytes).expect("there");
-                    assert_eq!(&bytes, b"a request");
-                }
-                waits
+            in_a_runtime(async move {
+                let _socket = TcpSocket::connect(addr, first).await.expect("connected");
+                is_not_there_yet(service.accept())
             })
         };
-        assert!(in_one_of_ten(|| together(FirstBytes::Ready)));
-        assert!(
-            !together(FirstBytes::Unknown),
-            "the service may speak first"
-        );
+        assert!(in_one_of_ten(|| is_held_back(FirstBytes::Ready)));
+        // A service may speak first.
+        assert!(in_one_of_ten(|| !is_held_back(FirstBytes::Unknown)));
+        with_asked(|_, _| {});
     }
 
     #[test]
     fn the_last_bytes_leave_with_the_fin() {
-        let together = || {
-            let seen = Cell::new(false);
-            with_connected(|socket, mut service| {
-                service.set_nonblocking(true).expect("nonblocking");
-                socket.try_write(b"a request").expect("written");
-                let mut bytes = [0; 32];
-                assert_eq!(service.read(&mut bytes).expect("there"), 9);
+        let are_held_back = || {
+            let held_back = Cell::new(false);
+            with_asked(|socket, mut service| {
                 socket.try_write_last(b"the last").expect("written");
-                seen.set(is_not_there_yet(service.read(&mut bytes)));
+                let mut bytes = [0; 32];
+                service.set_nonblocking(true).expect("nonblocking");
+                held_back.set(is_not_there_yet(service.read(&mut bytes)));
                 socket.shutdown_write().expect("connected");
-                if seen.get() {
-                    assert_eq!(service.read(&mut bytes).expect("there"), 8);
+                if held_back.get() {
+                    service.set_nonblocking(false).expect("blocking");
+                    assert_eq!(service.read(&mut bytes).expect("they come"), 8);
                     assert_eq!(service.read(&mut bytes).expect("the FIN"), 0);
                 }
             });
-            seen.get()
+            held_back.get()
         };
-        assert!(in_one_of_ten(together));
+        assert!(in_one_of_ten(are_held_back));
+    }
+
+    #[test]
+    fn a_service_with_nagles_algorithm_does_not_wait_with_the_second_piece_of_its_answer() {
+        // Whether it comes at once.
+        let second_piece = |acknowledges: bool| {
+            let comes = Cell::new(false);
+            with_asked(|socket, mut service| {
+                let mut byte = [0; 1];
+                service.write_all(b"1").expect("written");
+                if is_not_there_yet(socket.try_read(&mut byte)) {
+                    return;
+                }
+                if acknowledges {
+                    socket.acknowledge_at_once();
+                }
+                service.write_all(b"2").expect("written");
+                comes.set(socket.try_read(&mut byte).is_ok());
+            });
+            comes.get()
+        };
+        assert!(in_one_of_ten(|| second_piece(true)));
+        assert!(
+            in_one_of_ten(|| !second_piece(false)),
+            "else it is not needed"
+        );
     }
 
     #[test]
@@ -493,12 +544,8 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = taken.local_addr().expect("bound");
         drop(taken);
-        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
-            .build()
-            .expect("a runtime");
-        let error = runtime
-            .block_on(TcpSocket::connect(addr, FirstBytes::Ready))
-            .expect_err("nobody listens");
+        let connecting = TcpSocket::connect(addr, FirstBytes::Ready);
+        let error = in_a_runtime(connecting).expect_err("nobody listens");
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
 }

@@ -81,6 +81,9 @@ impl Flow {
                 }
                 Next::Nothing => {
                     moved = 0;
+                    if messages > 0 {
+                        socket.acknowledge_at_once();
+                    }
                     self.wait_for_socket().await;
                 }
                 Next::Fin => return self.finish_stream().await,

@@ -37,8 +37,7 @@ impl Flow {
                 false => self.allowed(Direction::Out, self.outward()).await,
             };
             if self.fin_read.get() {
-                // If both directions have ended, the socket is closed next, and that sends the FIN.
-                if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
+                if self.shuts_down() {
                     // If the connection is gone already, the other pump notices.
                     let _gone = socket.shutdown_write();
                 }
@@ -70,7 +69,13 @@ impl Flow {
         }
     }
 
-    /// Gives all of `bytes` to the socket. If they are the `last`, a FIN follows them at once.
+    /// Whether the FIN of the stream is for the socket alone. If both directions have ended, the
+    /// socket is closed next, and that sends the FIN.
+    fn shuts_down(&self) -> bool {
+        self.inward().get() != Waits::Over || self.stopped.get().is_some()
+    }
+
+    /// Gives all of `bytes` to the socket, the `last` ones of the stream or others.
     async fn write_socket(&self, mut bytes: &[u8], last: bool) -> Result<(), Stopped> {
         let TcpFlow {
             socket,
@@ -89,7 +94,8 @@ impl Flow {
             }
         }
         while !bytes.is_empty() {
-            let written = match last {
+            // A close may wait until the core's turn ends, and no bytes are to wait for it.
+            let written = match last && self.shuts_down() {
                 true => socket.try_write_last(bytes),
                 false => socket.try_write(bytes),
             };
