@@ -39,6 +39,9 @@ const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
 /// its idle timeout.
 pub(super) const CLOSING_PACKETS_MAX: usize = 2;
 
+/// The bit of a packet's first byte that says that its header is a long one.
+const LONG_HEADER: u8 = 0x80;
+
 /// Space in the buffer behind a full batch, for a packet that does not fit into the batch: quiche
 /// may produce its largest packet, an MTU probe.
 const SPARE_BYTES: usize = 16_384;
@@ -65,6 +68,8 @@ pub(super) struct Batch {
     to: Option<Way>,
     /// Whether the first packet must be sent alone.
     alone: bool,
+    /// Whether the first packet was made after the second one.
+    turned_round: bool,
     /// The key of the lane whose packets are kept here until the socket takes them.
     unsent_of: Option<u64>,
 }
@@ -84,11 +89,23 @@ pub(super) struct Ready<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) segment: usize,
     pub(super) way: Way,
+    /// Whether the first packet was made after the second one.
+    pub(super) turned_round: bool,
 }
 
 impl Ready<'_> {
     pub(super) fn packets(&self) -> usize {
         self.bytes.len().div_ceil(self.segment.max(1))
+    }
+
+    /// The packet with the highest number.
+    pub(super) fn last_made(&self) -> &[u8] {
+        let mut packets = self.bytes.chunks(self.segment.max(1));
+        let last = match self.turned_round {
+            true => packets.next(),
+            false => packets.next_back(),
+        };
+        last.unwrap_or_default()
     }
 }
 
@@ -110,6 +127,7 @@ impl Default for Batch {
             segment: 0,
             to: None,
             alone: false,
+            turned_round: false,
             unsent_of: None,
         }
     }
@@ -117,7 +135,7 @@ impl Default for Batch {
 
 impl Batch {
     /// Fills the batch from `lane` with packets of one size to one address; a shorter packet ends
-    /// it.
+    /// it, and may have been made before the one that it follows.
     pub(super) fn fill(&mut self, lane: &Lane, segments_max: usize) -> Filled {
         self.begin();
         let now = Instant::now();
@@ -197,6 +215,7 @@ impl Batch {
             bytes,
             segment: self.segment,
             way,
+            turned_round: self.turned_round,
         })
     }
 
@@ -225,7 +244,7 @@ impl Batch {
     fn begin(&mut self) {
         let end = std::mem::take(&mut self.end);
         self.to = None;
-        self.alone = false;
+        (self.alone, self.turned_round) = (false, false);
         if let Some(packet) = self.carried.take() {
             self.buffer.copy_within(end..end + packet.length, 0);
             self.append(packet);
@@ -243,7 +262,90 @@ impl Batch {
             Some(to) if to == packet.to && packet.length <= self.segment => {
                 self.end += packet.length;
             }
+            Some(to) if to == packet.to && self.may_turn_round(packet) => {
+                let both = self.end + packet.length;
+                self.buffer[..both].rotate_left(self.end);
+                (self.segment, self.end, self.turned_round) = (packet.length, both, true);
+            }
             Some(_) => self.carried = Some(packet),
         }
+    }
+
+    /// Whether a longer packet may leave before the one that was made first, so that both go with
+    /// one call: an acknowledgement, or a stream's FIN, is mostly followed by something longer.
+    /// QUIC's packets come in any order, and nothing is taken for lost while it is late by one (RFC
+    /// 9002, section 6.1.1). But 1-RTT packets mean nothing before those of the handshake, which
+    /// have long headers (RFC 9000, section 17.2).
+    fn may_turn_round(&self, packet: Packet) -> bool {
+        let has_short_header = |at: usize| self.buffer[at] & LONG_HEADER == 0;
+        let is_only = self.end == self.segment && !self.alone;
+        is_only && !packet.probe && has_short_header(0) && has_short_header(self.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: u8 = 0x40;
+    const LONG: u8 = 0xc0;
+
+    /// Batches of packets with these first bytes and lengths: for each batch the first bytes of its
+    /// packets in the order of sending, with the length of the last one that was made.
+    fn batches(packets: &[(u8, usize)]) -> Vec<(Vec<u8>, usize)> {
+        let peer = "127.0.0.1:1".parse().expect("literal");
+        let to = Way::over_udp(peer, None);
+        let mut batch = Batch::default();
+        let mut packets = packets.iter().copied();
+        let mut all = Vec::new();
+        loop {
+            batch.begin();
+            while !batch.carries() && batch.end.is_multiple_of(batch.segment.max(1)) {
+                let Some((first, length)) = packets.next() else {
+                    break;
+                };
+                let at = batch.end;
+                batch.buffer[at..at + length].fill(first);
+                let probe = length > 1_000;
+                batch.append(Packet { length, to, probe });
+            }
+            let Some(ready) = batch.ready() else {
+                return all;
+            };
+            let order = ready.bytes.chunks(ready.segment).map(|packet| {
+                assert!(packet.iter().all(|byte| *byte == packet[0]), "torn apart");
+                packet[0]
+            });
+            all.push((order.collect(), ready.last_made().len()));
+            batch.segment = 0;
+        }
+    }
+
+    #[test]
+    fn a_short_packet_goes_behind_the_longer_one_that_was_made_after_it() {
+        assert_eq!(
+            batches(&[(SHORT, 39), (SHORT + 1, 102)]),
+            [(vec![SHORT + 1, SHORT], 102)]
+        );
+        // Both end the batch.
+        assert_eq!(
+            batches(&[(SHORT, 39), (SHORT + 1, 102), (SHORT + 2, 102)]),
+            [(vec![SHORT + 1, SHORT], 102), (vec![SHORT + 2], 102)]
+        );
+        assert_eq!(
+            batches(&[(SHORT, 102), (SHORT + 1, 102), (SHORT + 2, 39)]),
+            [(vec![SHORT, SHORT + 1, SHORT + 2], 39)]
+        );
+    }
+
+    #[test]
+    fn packets_of_the_handshake_and_probes_stay_where_they_are() {
+        let in_order = |packets: &[(u8, usize)]| {
+            let expected = packets.iter().map(|it| (vec![it.0], it.1));
+            assert_eq!(batches(packets), expected.collect::<Vec<_>>());
+        };
+        in_order(&[(LONG, 39), (SHORT, 102)]);
+        in_order(&[(SHORT, 39), (LONG, 102)]);
+        in_order(&[(SHORT, 39), (SHORT + 1, 1_001)]);
     }
 }

@@ -56,7 +56,7 @@ impl Endpoint {
                     break;
                 }
                 self.count_sent(&ready);
-                lane.note_sent(ready.bytes, ready.segment);
+                lane.note_sent(ready.last_made());
                 if !batch.carries() {
                     break;
                 }
@@ -79,7 +79,7 @@ impl Endpoint {
         loop {
             self.send(&lane, batch).await;
             if let Some(ready) = batch.ready() {
-                lane.note_sent(ready.bytes, ready.segment);
+                lane.note_sent(ready.last_made());
             }
             if !batch.carries() {
                 return;

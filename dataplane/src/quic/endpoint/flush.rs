@@ -275,7 +275,7 @@ impl Endpoint {
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
             if let Some(ready) = batch.ready() {
-                lane.note_sent(ready.bytes, ready.segment);
+                lane.note_sent(ready.last_made());
             }
             if filled == Filled::All {
                 break;
@@ -352,6 +352,7 @@ impl Endpoint {
                     bytes,
                     segment,
                     way,
+                    turned_round: false,
                 },
             );
         } else if self

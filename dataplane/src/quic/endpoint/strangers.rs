@@ -266,6 +266,7 @@ impl Endpoint {
                     bytes,
                     segment,
                     way,
+                    turned_round: false,
                 },
             );
             return;

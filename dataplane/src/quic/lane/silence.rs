@@ -154,12 +154,10 @@ impl Lane {
         self.silence.silent()
     }
 
-    /// Notes packets that are sent: while nothing is answered, the last one is kept, for
-    /// [`Lane::unanswered_packet`].
-    pub(in crate::quic) fn note_sent(&self, packets: &[u8], segment: usize) {
-        if self.silence.since.get().is_some()
-            && let Some(last) = packets.chunks(segment.max(1)).next_back()
-        {
+    /// Notes packets that are sent, of which `last` was made last: while nothing is answered, it is
+    /// kept for [`Lane::unanswered_packet`].
+    pub(in crate::quic) fn note_sent(&self, last: &[u8]) {
+        if self.silence.since.get().is_some() {
             let mut kept = self.silence.last_packet.borrow_mut();
             kept.clear();
             kept.extend_from_slice(last);
