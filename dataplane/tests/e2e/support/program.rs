@@ -40,6 +40,16 @@ fn wait_for_the_ports_of(launch: &qmux_harness::Launch) {
     }
 }
 
+/// Whether all threads of a process have stopped, or are gone (proc_pid_stat(5)).
+fn has_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads.into_iter().flatten().flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(") ").next().and_then(|it| it.chars().next());
+        matches!(state, None | Some('T' | 'Z' | 'X'))
+    })
+}
+
 /// How to start a program, as often as needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch(qmux_harness::Launch);
@@ -191,9 +201,13 @@ impl Program {
         }
     }
 
-    /// Sends a signal.
+    /// Sends a signal. After [`Signal::STOP`], no thread runs any more: on a busy machine, the one
+    /// that stops all others may have its turn late.
     pub(crate) fn signal(&self, signal: Signal) {
         self.0.signal(signal);
+        if signal == Signal::STOP {
+            wait::until_true("all threads have stopped", || has_stopped(self.id()));
+        }
     }
 
     /// Waits for its end and for the end of its output.
