@@ -28,7 +28,7 @@ const BATCHES_PER_WINDOW: usize = 2;
 
 /// A batch may be this large whatever the window, so that small ones need not ask for it: where the
 /// window is that small, the path is slow, and not its ends.
-const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
+pub(super) const BATCH_BYTES_SURE: usize = GSO_BYTES_MAX / 4;
 
 /// The most packets that are taken at a time from a connection that closes, until one says so.
 ///
@@ -68,6 +68,8 @@ pub(super) struct Batch {
     to: Option<Way>,
     /// Whether the first packet must be sent alone.
     alone: bool,
+    /// Whether no other packet may overtake the first one.
+    keeps_place: bool,
     /// Whether the first packet was made after the second one.
     turned_round: bool,
     /// The key of the lane whose packets are kept here until the socket takes them.
@@ -81,6 +83,9 @@ struct Packet {
     /// Whether the packet is a probe of the path's MTU. The kernel may refuse to send it, so no
     /// other packet may be in the same call.
     probe: bool,
+    /// Whether no other packet may overtake it, nor it another one: datagrams keep their order, and
+    /// behind the end of the connection nothing is read.
+    keeps_place: bool,
 }
 
 /// The packets of one send call.
@@ -127,6 +132,7 @@ impl Default for Batch {
             segment: 0,
             to: None,
             alone: false,
+            keeps_place: false,
             turned_round: false,
             unsent_of: None,
         }
@@ -195,7 +201,8 @@ impl Batch {
             };
             let has_datagrams = conn.dgram_send_queue_len() < datagrams;
             lane.unsent.packet_sent(length, has_datagrams);
-            if conn.local_error().is_some() && !conn.is_draining() {
+            let closes = conn.local_error().is_some();
+            if closes && !conn.is_draining() {
                 closing_packets += 1;
             }
             lane.spend(length);
@@ -203,6 +210,7 @@ impl Batch {
                 length,
                 to,
                 probe: length > lane.packet_bytes_max(),
+                keeps_place: has_datagrams || closes,
             });
         }
     }
@@ -258,6 +266,7 @@ impl Batch {
                 self.segment = packet.length;
                 self.end += packet.length;
                 self.alone = packet.probe;
+                self.keeps_place = packet.keeps_place || self.buffer[0] & LONG_HEADER != 0;
             }
             Some(to) if to == packet.to && packet.length <= self.segment => {
                 self.end += packet.length;
@@ -273,13 +282,13 @@ impl Batch {
 
     /// Whether a longer packet may leave before the one that was made first, so that both go with
     /// one call: an acknowledgement, or a stream's FIN, is mostly followed by something longer.
-    /// QUIC's packets come in any order, and nothing is taken for lost while it is late by one (RFC
-    /// 9002, section 6.1.1). But 1-RTT packets mean nothing before those of the handshake, which
-    /// have long headers (RFC 9000, section 17.2).
+    /// QUIC's packets may come in any order, and a receiver that is late by one packet looks like
+    /// no loss (RFC 9002, section 6.1.1). But 1-RTT packets mean nothing before those of the
+    /// handshake, which have long headers (RFC 9000, section 17.2).
     fn may_turn_round(&self, packet: Packet) -> bool {
-        let has_short_header = |at: usize| self.buffer[at] & LONG_HEADER == 0;
-        let is_only = self.end == self.segment && !self.alone;
-        is_only && !packet.probe && has_short_header(0) && has_short_header(self.end)
+        self.end == self.segment
+            && !(self.keeps_place || packet.keeps_place || packet.probe)
+            && self.buffer[self.end] & LONG_HEADER == 0
     }
 }
 
@@ -293,6 +302,10 @@ mod tests {
     /// Batches of packets with these first bytes and lengths: for each batch the first bytes of its
     /// packets in the order of sending, with the length of the last one that was made.
     fn batches(packets: &[(u8, usize)]) -> Vec<(Vec<u8>, usize)> {
+        batches_of(packets, false)
+    }
+
+    fn batches_of(packets: &[(u8, usize)], keeps_place: bool) -> Vec<(Vec<u8>, usize)> {
         let peer = "127.0.0.1:1".parse().expect("literal");
         let to = Way::over_udp(peer, None);
         let mut batch = Batch::default();
@@ -306,8 +319,12 @@ mod tests {
                 };
                 let at = batch.end;
                 batch.buffer[at..at + length].fill(first);
-                let probe = length > 1_000;
-                batch.append(Packet { length, to, probe });
+                batch.append(Packet {
+                    length,
+                    to,
+                    probe: length > 1_000,
+                    keeps_place,
+                });
             }
             let Some(ready) = batch.ready() else {
                 return all;
@@ -336,16 +353,27 @@ mod tests {
             batches(&[(SHORT, 102), (SHORT + 1, 102), (SHORT + 2, 39)]),
             [(vec![SHORT, SHORT + 1, SHORT + 2], 39)]
         );
+        // One that was carried, and packets that grow.
+        assert_eq!(
+            batches(&[(LONG, 39), (SHORT, 50), (SHORT + 1, 102)]),
+            [(vec![LONG], 39), (vec![SHORT + 1, SHORT], 102)]
+        );
+        assert_eq!(
+            batches(&[(SHORT, 39), (SHORT + 1, 50), (SHORT + 2, 60)]),
+            [(vec![SHORT + 1, SHORT], 50), (vec![SHORT + 2], 60)]
+        );
     }
 
     #[test]
-    fn packets_of_the_handshake_and_probes_stay_where_they_are() {
-        let in_order = |packets: &[(u8, usize)]| {
+    fn packets_of_the_handshake_probes_and_what_keeps_its_place_stay_where_they_are() {
+        let in_order = |packets: &[(u8, usize)], keeps_place| {
             let expected = packets.iter().map(|it| (vec![it.0], it.1));
-            assert_eq!(batches(packets), expected.collect::<Vec<_>>());
+            let expected: Vec<_> = expected.collect();
+            assert_eq!(batches_of(packets, keeps_place), expected);
         };
-        in_order(&[(LONG, 39), (SHORT, 102)]);
-        in_order(&[(SHORT, 39), (LONG, 102)]);
-        in_order(&[(SHORT, 39), (SHORT + 1, 1_001)]);
+        in_order(&[(LONG, 39), (SHORT, 102)], false);
+        in_order(&[(SHORT, 39), (LONG, 102)], false);
+        in_order(&[(SHORT, 39), (SHORT + 1, 1_001)], false);
+        in_order(&[(SHORT, 600), (SHORT + 1, 900)], true);
     }
 }

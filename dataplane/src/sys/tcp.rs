@@ -48,9 +48,10 @@ enum Later {
 /// Whether there are bytes for the peer when a connection begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FirstBytes {
-    /// They are written in the same turn of the core. On this machine, their segment acknowledges
-    /// the handshake, too, so that the peer gets both at once, and is woken once. Should they not
-    /// come, the kernel acknowledges after 200 ms. Elsewhere the handshake is acknowledged by
+    /// They are written as soon as the visitor's server knows of them, mostly in the same turn of
+    /// the core. On this machine, their segment acknowledges the handshake, too, so that the peer
+    /// gets both at once, and is woken once. Should they take 200 ms, the kernel acknowledges
+    /// before. Elsewhere the handshake is acknowledged by
     /// itself, because nobody knows what is on the way: a SYN proxy takes no bytes before.
     Ready,
     /// The peer may have to speak first.
@@ -241,8 +242,8 @@ impl TcpSocket {
         let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(None);
     }
 
-    /// The peer has not ended with its first bytes: from now on what it sends is acknowledged at
-    /// once, as on any new connection. After a handshake with [`FirstBytes::Ready`] the kernel
+    /// The peer has not ended with its first bytes: they are acknowledged at once, as on any new
+    /// connection. After a handshake with [`FirstBytes::Ready`] the kernel
     /// expects questions and answers, and lets acknowledgements wait 40 ms for the next question
     /// (`tcp_event_data_sent()`); a peer with Nagle's algorithm would wait for them with the second
     /// small piece of its answer.

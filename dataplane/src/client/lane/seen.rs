@@ -11,8 +11,8 @@ const STREAM_STEP: u64 = 4;
 pub(super) struct FlowsSeen {
     /// Number of flows up to the latest one that has arrived.
     count: u64,
-    /// Streams before the latest one that have not arrived. Packets are rarely reordered, so this
-    /// is mostly empty; the peer's limit of open streams bounds it.
+    /// Streams before the latest one that have not arrived. Packets are rarely reordered by more
+    /// than one, so these are few; the peer's limit of open streams bounds them.
     missing: BTreeSet<u64>,
 }
 

@@ -275,7 +275,7 @@ impl Endpoint {
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
             if let Some(ready) = batch.ready() {
-                lane.note_sent(ready.last_made());
+                lane.note_sent(&ready);
             }
             if filled == Filled::All {
                 break;

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Lane;
+use crate::quic::transmit::Ready;
 
 /// Probe timeouts in a row that make a silence. One is a lost packet, two a lost burst.
 const TIMEOUTS_MIN: usize = 3;
@@ -154,13 +155,13 @@ impl Lane {
         self.silence.silent()
     }
 
-    /// Notes packets that are sent, of which `last` was made last: while nothing is answered, it is
-    /// kept for [`Lane::unanswered_packet`].
-    pub(in crate::quic) fn note_sent(&self, last: &[u8]) {
+    /// Notes packets that are sent: while nothing is answered, the one that was made last is kept,
+    /// for [`Lane::unanswered_packet`].
+    pub(in crate::quic) fn note_sent(&self, ready: &Ready<'_>) {
         if self.silence.since.get().is_some() {
             let mut kept = self.silence.last_packet.borrow_mut();
             kept.clear();
-            kept.extend_from_slice(last);
+            kept.extend_from_slice(ready.last_made());
             self.silence.last_packet_at.set(Some(Instant::now()));
         }
     }
