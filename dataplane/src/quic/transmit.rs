@@ -282,8 +282,8 @@ impl Batch {
 
     /// Whether a longer packet may leave before the one that was made first, so that both go with
     /// one call: an acknowledgement, or a stream's FIN, is mostly followed by something longer.
-    /// QUIC's packets may come in any order, and a receiver that is late by one packet looks like
-    /// no loss (RFC 9002, section 6.1.1). But 1-RTT packets mean nothing before those of the
+    /// QUIC's packets may come in any order, and one that is late by one packet is not taken for
+    /// lost (RFC 9002, section 6.1.1). But 1-RTT packets mean nothing before those of the
     /// handshake, which have long headers (RFC 9000, section 17.2).
     fn may_turn_round(&self, packet: Packet) -> bool {
         self.end == self.segment

@@ -14,6 +14,10 @@ use super::Endpoint;
 use crate::quic::lane::Lane;
 use crate::quic::transmit::{BATCH_BYTES_SURE, Batch, Filled, Ready};
 
+/// Batches of an early flush. Where packets of many lengths wait, the flush task, which shares its
+/// time, sends the others.
+const BATCHES_MAX: usize = 16;
+
 impl Endpoint {
     /// Sends what the lane has to send, so that the peer can begin with it. The flush task, which
     /// has its turn later, does the rest: packets over TLS, packets for which the socket has no
@@ -47,7 +51,7 @@ impl Endpoint {
         if !batch.is_kept() {
             lane.close_bundle();
             let segments = self.segments(Instant::now());
-            loop {
+            for round in 1.. {
                 let filled = batch.fill(lane, segments);
                 let Some(ready) = batch.ready() else { break };
                 if send(&ready).is_err() {
@@ -58,7 +62,9 @@ impl Endpoint {
                 self.count_sent(&ready);
                 lane.note_sent(&ready);
                 // A shorter packet ends a batch, and there may be more behind it.
-                let is_enough = filled == Filled::All || ready.bytes.len() >= BATCH_BYTES_SURE;
+                let is_enough = filled == Filled::All
+                    || ready.bytes.len() >= BATCH_BYTES_SURE
+                    || round >= BATCHES_MAX;
                 if is_enough && !batch.carries() {
                     break;
                 }
